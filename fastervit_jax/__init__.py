@@ -1,0 +1,1 @@
+"""FasterViT: Fast Vision Transformers with Hierarchical Attention, in JAX and Flax NNX."""
