@@ -1,0 +1,69 @@
+"""Where images come from: encoded bytes with a label, by number.
+
+`open_source` reads two kinds of data set, neither of which needs TensorFlow at run time:
+
+- `folder:PATH`, a folder a class, as ImageNet's `train` and `val` are usually unpacked;
+- `tfds:NAME[/CONFIG[:VERSION]]@SPLIT`, a TFDS set prepared as array_record.
+"""
+
+from typing import NamedTuple, Protocol
+
+
+class Example(NamedTuple):
+    """One image as stored.
+
+    Attributes:
+      encoded: the file's bytes (JPEG, PNG, WebP, ...).
+      label: index into the source's class names.
+      key: the file or record, for people: what a message names.
+    """
+
+    encoded: bytes
+    label: int
+    key: str
+
+
+class Source(Protocol):
+    """A data set with random access. Sources pickle, so that worker processes can read them."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def open_source(spec: str, *, data_dir: str | None = None) -> Source:
+    """Opens the data set that `spec` names.
+
+    Args:
+      spec: `folder:PATH` or `tfds:NAME[/CONFIG[:VERSION]]@SPLIT`; a split may be a slice such as
+        `train[:99%]`. Paths may be remote (`gs://…`).
+      data_dir: for TFDS, the directory that holds the prepared sets; by default the environment's
+        `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Raises:
+      ValueError: the specification, or what it points to, is not usable; the message says what to
+        do about it.
+    """
+    kind, separator, rest = spec.partition(":")
+    if separator and rest and kind == "folder":
+        from fastervit_jax.data.folder import FolderSource
+
+        return FolderSource(rest)
+    if separator and rest and kind == "tfds":
+        from fastervit_jax.data.tfds_source import TfdsSource
+
+        return TfdsSource(rest, data_dir=data_dir)
+    raise ValueError(
+        f"Cannot read the data set {spec!r}: write folder:PATH, or "
+        "tfds:NAME[/CONFIG[:VERSION]]@SPLIT such as tfds:imagenet2012@validation."
+    )
