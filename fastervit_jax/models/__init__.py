@@ -1,0 +1,14 @@
+"""The network, and the table of its published variants."""
+
+from fastervit_jax.models.config import FasterViTConfig, StageGeometry
+from fastervit_jax.models.fastervit import FasterViT
+from fastervit_jax.models.variants import VARIANTS, list_models, variant_config
+
+__all__ = [
+    "VARIANTS",
+    "FasterViT",
+    "FasterViTConfig",
+    "StageGeometry",
+    "list_models",
+    "variant_config",
+]

@@ -1,0 +1,73 @@
+"""Which tensor of the official PyTorch model each of our arrays is, and in which layout.
+
+Our names are paths in the NNX state, joined by dots: `stages.2.blocks.0.window_layer.mlp.expand.kernel`.
+"""
+
+import re
+
+import numpy as np
+
+# Applied in this order to the path without its last part.
+_MODULES = [
+    (r"^stem\.conv1", "patch_embed.conv_down.0"),
+    (r"^stem\.norm1", "patch_embed.conv_down.1"),
+    (r"^stem\.conv2", "patch_embed.conv_down.3"),
+    (r"^stem\.norm2", "patch_embed.conv_down.4"),
+    (r"^downsamples\.(\d+)\.norm", r"levels.\1.downsample.norm"),
+    (r"^downsamples\.(\d+)\.conv", r"levels.\1.downsample.reduction.0"),
+    (r"^stages\.", "levels."),
+    (r"carrier_tokenizer\.convolution", "global_tokenizer.to_global_feature.pos"),
+    (r"window_position", "pos_embed"),
+    (r"carrier_position", "hat_pos_embed"),
+    (r"carrier_layer\.attention_scale", "gamma1"),
+    (r"carrier_layer\.mlp_scale", "gamma2"),
+    (r"window_layer\.attention_scale", "gamma3"),
+    (r"window_layer\.mlp_scale", "gamma4"),
+    (r"(blocks\.\d+)\.scale", r"\1.gamma"),
+    (r"window_layer\.", ""),
+    (r"carrier_layer\.", "hat_"),
+    (r"attention_norm", "norm1"),
+    (r"mlp_norm", "norm2"),
+    (r"attention\.projection", "attn.proj"),
+    (r"attention\.position_bias", "attn.pos_emb_funct"),
+    (r"attention\.qkv", "attn.qkv"),
+    (r"mlp\.expand", "mlp.fc1"),
+    (r"mlp\.contract", "mlp.fc2"),
+    (r"network\.hidden", "cpb_mlp.0"),
+    (r"network\.out", "cpb_mlp.2"),
+]
+
+_LEAVES = {
+    "kernel": ".weight",
+    "scale": ".weight",
+    "bias": ".bias",
+    "mean": ".running_mean",
+    "var": ".running_var",
+    "gamma": "",
+}
+
+TOKENIZER = "global_tokenizer.to_global_feature.pos."
+TOKENIZER_COPY = "global_tokenizer.pos_embed."
+"""The official state dict holds the carrier-token convolution under both names."""
+
+
+def torch_name(name: str) -> str:
+    """The official name of one of our arrays."""
+    module, leaf = name.rsplit(".", 1)
+    for pattern, replacement in _MODULES:
+        module = re.sub(pattern, replacement, module)
+    return module + _LEAVES[leaf]
+
+
+def to_torch_layout(array: np.ndarray) -> np.ndarray:
+    """Ours → torch's: convolutions HWIO → OIHW, linear layers IO → OI, vectors unchanged."""
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    return array.T
+
+
+def from_torch_layout(array: np.ndarray) -> np.ndarray:
+    """Torch's → ours; the inverse of `to_torch_layout`."""
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    return array.T

@@ -1,0 +1,99 @@
+"""The whole network (paper, section 3.1 and figure 3)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fastervit_jax.models.config import ATTENTION_STAGES, STRIDES, FasterViTConfig
+from fastervit_jax.models.conv_block import Downsample, Stem
+from fastervit_jax.models.layers import BatchNorm, full_precision, layer_norm, linear
+from fastervit_jax.models.stage import AttentionStage, ConvStage
+
+
+class FasterViT(nnx.Module):
+    """FasterViT: two stages of convolutions, then two of (hierarchical) window attention.
+
+    Parameters, statistics, norms and softmax are float32; `dtype` is the type of everything else.
+    A new module is in training mode, as every NNX module; `create_model` returns one for inference.
+    In training mode, pass `rngs` with a `dropout` stream where drop path or dropout is on.
+
+    Attributes:
+        config: the options it was built with.
+        channels: channels of the four maps of `features`.
+        strides: pixels of the image per position of these maps.
+        num_features: channels of the pooled features that the head sees.
+    """
+
+    def __init__(self, config: FasterViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.dtype = dtype
+        self.channels = config.widths
+        self.strides = STRIDES
+        self.num_features = config.widths[-1]
+
+        self.stem = Stem(config, dtype=dtype, rngs=rngs)
+        self.stages = nnx.List(
+            (AttentionStage if stage in ATTENTION_STAGES else ConvStage)(
+                config, stage, dtype=dtype, rngs=rngs
+            )
+            for stage in range(4)
+        )
+        self.downsamples = nnx.List(
+            Downsample(width, dtype=dtype, rngs=rngs) for width in config.widths[:-1]
+        )
+        if config.layer_norm_last:
+            self.norm = layer_norm(self.num_features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        else:
+            self.norm = BatchNorm(self.num_features, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.head = nnx.data(None)
+        if config.num_classes:
+            self.head = linear(
+                self.num_features, config.num_classes, dtype=full_precision(dtype), rngs=rngs
+            )
+
+    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Classifies images.
+
+        Args:
+            images: normalised, [N, H, W, channels], floating point.
+            rngs: the source of randomness, for training mode with drop path or dropout.
+
+        Returns:
+            Logits [N, num_classes], float32 (pooled features [N, num_features] without a head).
+
+        Raises:
+            ValueError: the images are not what the model was built for; the message says what is.
+        """
+        x = self.norm(self.features(images, rngs=rngs)[-1])
+        pooled = jnp.mean(x.astype(full_precision(self.dtype)), axis=(1, 2))
+        return pooled if self.head is None else self.head(pooled)
+
+    def features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """The four stages' maps, before downsampling: [N, H/4, W/4, dim] … [N, H/32, W/32, 8·dim].
+
+        Sides that strides do not divide are rounded up. Arguments and errors as in `__call__`.
+        """
+        self._check_images(images)
+        x = self.stem(images.astype(self.dtype))
+        maps = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x, rngs)
+            maps.append(x)
+            if index < len(self.downsamples):
+                x = self.downsamples[index](x)
+        return maps
+
+    def _check_images(self, images: jax.Array):
+        expected = f"normalised images [N, H, W, {self.config.in_chans}], floating point"
+        if images.ndim != 4:
+            raise ValueError(f"The images have shape {images.shape}; expected {expected}.")
+        if images.shape[-1] != self.config.in_chans:
+            hint = ""
+            if images.shape[1] == self.config.in_chans:
+                hint = " They look channels-first: use images.transpose(0, 2, 3, 1)."
+            raise ValueError(f"The images have shape {images.shape}; expected {expected}.{hint}")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"The images are {images.dtype}; expected {expected}: divide by 255, subtract the "
+                f"mean and divide by the standard deviation first."
+            )

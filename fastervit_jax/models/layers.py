@@ -1,0 +1,110 @@
+"""Layers that Flax does not have as the reference computes them, and the reference's initial weights."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def full_precision(dtype) -> jnp.dtype:
+    """The type for statistics, softmax, norms and positions: float32, or wider if `dtype` is."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def linear(
+    in_features: int, out_features: int, *, use_bias: bool = True, dtype, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A linear layer with the reference's initial weights: normal of deviation 0.02, bias zero."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=use_bias,
+        kernel_init=nnx.initializers.normal(0.02),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def conv3x3(
+    in_features: int,
+    out_features: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    use_bias: bool = True,
+    dtype,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A 3×3 convolution padded by one on every side, also at stride 2, where "SAME" would not.
+
+    Initial weights and biases are uniform within 1/√fan-in, torch's default.
+    """
+    bound = 1 / math.sqrt(9 * in_features // groups)
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (3, 3),
+        strides=stride,
+        padding=1,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        kernel_init=uniform,
+        bias_init=uniform,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm over the last axis, with the variance in two passes, as torch has it."""
+    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch norm over all axes but the last, with torch's running statistics.
+
+    Normalisation uses the biased variance of the batch, the running average the unbiased one
+    (`torch.nn.BatchNorm2d`; Flax's own averages the biased one). Statistics and normalisation are in
+    float32 or wider, whatever the type of the input.
+    """
+
+    def __init__(self, features: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
+        super().__init__(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(full_precision(self.dtype))
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._update_statistics(x)
+        multiplier = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
+
+    def _update_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        axes = tuple(range(x.ndim - 1))
+        count = math.prod(x.shape[:-1])
+        if count < 2:
+            raise ValueError(
+                f"Batch norm in training mode needs more than one value a channel; its input is "
+                f"{x.shape}. Use a larger batch or image, or model.eval()."
+            )
+        mean = jnp.mean(x, axes)
+        var = jnp.mean(jnp.square(x - mean), axes)
+        new_share = 1 - self.momentum
+        self.mean[...] += new_share * (mean - self.mean[...])
+        self.var[...] += new_share * (var * (count / (count - 1)) - self.var[...])
+        return mean, var
+
+
+def drop_path(rate: float, *, ndim: int) -> nnx.Dropout:
+    """Drops a branch for whole entries of the first axis, scaling the kept ones by 1/keep.
+
+    Stochastic depth (Huang et al., 2016), as `timm.layers.DropPath`. The first axis is images in a
+    convolution block and for carrier tokens, windows in window attention.
+    """
+    return nnx.Dropout(rate, broadcast_dims=tuple(range(1, ndim)))

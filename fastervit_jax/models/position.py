@@ -1,0 +1,76 @@
+"""Positions, learnt by small networks from coordinates.
+
+Both networks see fixed coordinates, so their outputs depend on the weights alone: once a forward
+pass, whatever the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fastervit_jax.models.layers import full_precision, linear
+
+_HIDDEN = 512
+
+
+def _coordinates(first: int, last: int) -> np.ndarray:
+    """All (row, column) pairs with both in first … last: [side², 2], row-major, float64."""
+    steps = np.arange(first, last + 1, dtype=np.float64)
+    return np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+class CoordinateNetwork(nnx.Module):
+    """Two linear layers with a ReLU: coordinates [T, 2] → [T, features], in float32 or wider."""
+
+    def __init__(self, features: int, *, dtype, rngs: nnx.Rngs):
+        self.dtype = full_precision(dtype)
+        self.hidden = linear(2, _HIDDEN, dtype=self.dtype, rngs=rngs)
+        self.out = linear(_HIDDEN, features, use_bias=False, dtype=self.dtype, rngs=rngs)
+
+    def __call__(self, coordinates: np.ndarray) -> jax.Array:
+        return self.out(jax.nn.relu(self.hidden(jnp.asarray(coordinates, self.dtype))))
+
+
+class PositionEmbedding(nnx.Module):
+    """What is added to a square of tokens (the reference's `PosEmbMLPSwinv1D`).
+
+    Coordinates are (i − side//2) / (side//2) for rows and columns.
+    """
+
+    def __init__(self, side: int, features: int, *, dtype, rngs: nnx.Rngs):
+        self.side = side
+        self.network = CoordinateNetwork(features, dtype=dtype, rngs=rngs)
+
+    def __call__(self) -> jax.Array:
+        """The embedding, [side², features]."""
+        half = self.side // 2
+        return self.network((_coordinates(0, self.side - 1) - half) / half)
+
+
+class RelativePositionBias(nnx.Module):
+    """What is added to the attention logits of a square of tokens (`PosEmbMLPSwinv2D`).
+
+    A network over log-spaced relative coordinates query − key, then 16 · sigmoid: the continuous
+    position bias of Swin Transformer V2. Tokens in front of the square (carrier tokens before their
+    window's, or those that a picture which is not square has too many) get zero bias.
+    """
+
+    def __init__(self, side: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+        self.side = side
+        self.network = CoordinateNetwork(num_heads, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: int) -> jax.Array:
+        """The bias for `tokens` ≥ side² tokens: [heads, tokens, tokens] (query, key)."""
+        reach = self.side - 1
+        scaled = _coordinates(-reach, reach) / reach * 8
+        table = self.network(np.sign(scaled) * np.log2(np.abs(scaled) + 1) / np.log2(8))
+        bias = (16 * jax.nn.sigmoid(table))[self._pairs()]
+        in_front = tokens - self.side**2
+        return jnp.pad(bias.transpose(2, 0, 1), ((0, 0), (in_front, 0), (in_front, 0)))
+
+    def _pairs(self) -> np.ndarray:
+        """For each pair of tokens, the row of the coordinate table: [side², side²]."""
+        position = _coordinates(0, self.side - 1).astype(np.int64)
+        relative = position[:, None] - position[None, :] + self.side - 1
+        return relative[..., 0] * (2 * self.side - 1) + relative[..., 1]

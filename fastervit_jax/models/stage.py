@@ -1,0 +1,87 @@
+"""The two kinds of stages: convolution blocks on maps, attention blocks on windows."""
+
+import jax
+from flax import nnx
+
+from fastervit_jax.models.config import FasterViTConfig
+from fastervit_jax.models.conv_block import ConvBlock
+from fastervit_jax.models.hierarchical_attention import (
+    CarrierTokenizer,
+    HierarchicalAttentionBlock,
+)
+from fastervit_jax.models.windows import map_to_windows, pad_to_windows, windows_to_map
+
+
+class ConvStage(nnx.Module):
+    """Convolution blocks, one after the other: [N, H, W, C] → same."""
+
+    def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
+        self.blocks = nnx.List(
+            ConvBlock(config, stage, block, dtype=dtype, rngs=rngs)
+            for block in range(config.depths[stage])
+        )
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        for block in self.blocks:
+            x = block(x, rngs)
+        return x
+
+
+class AttentionStage(nnx.Module):
+    """Hierarchical attention on the windows of a map: [N, H, W, C] → same.
+
+    In an any-resolution network the map is padded with zeros up to whole windows before the carrier
+    tokens are made, unmasked, and cropped at the end.
+    """
+
+    def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
+        self.number = stage + 1
+        self.any_res = config.any_res
+        self.window_size = config.window_size[stage]
+        self.resolution = config.resolution
+        self.geometry = config.geometry(stage)
+        self.carrier_tokenizer = (
+            CarrierTokenizer(config, stage, dtype=dtype, rngs=rngs)
+            if config.has_carrier_tokenizer(stage)
+            else None
+        )
+        self.blocks = nnx.List(
+            HierarchicalAttentionBlock(config, stage, block, dtype=dtype, rngs=rngs)
+            for block in range(config.depths[stage])
+        )
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        if not self.blocks:
+            return x
+        self._check_map(x)
+        _, height, width, _ = x.shape
+        if self.any_res:
+            x = pad_to_windows(x, self.window_size)
+        grid = (x.shape[1] // self.window_size, x.shape[2] // self.window_size)
+
+        carriers = self.carrier_tokenizer(x) if self.geometry.hierarchical else None
+        windows = map_to_windows(x, self.window_size)
+        for block in self.blocks:
+            windows, carriers = block(windows, carriers, rngs)
+        return windows_to_map(windows, self.window_size, grid)[:, :height, :width]
+
+    def _check_map(self, x: jax.Array):
+        """Raises ValueError where windows or carrier tokens do not fit the map."""
+        height, width = x.shape[1:3]
+        window = self.window_size
+        built = f"{self.resolution[0]}×{self.resolution[1]}"
+        if not self.any_res and (height % window or width % window):
+            raise ValueError(
+                f"The image gives stage {self.number} a map of {height}×{width}, which windows of "
+                f"{window}×{window} do not tile. This model is built for images of {built}: resize "
+                f"the image, or create the model with resolution=… (an any_res model takes any)."
+            )
+        grid = (-(-height // window), -(-width // window))
+        if self.geometry.hierarchical and grid != self.geometry.window_grid:
+            rows, columns = self.geometry.window_grid
+            raise ValueError(
+                f"The image gives stage {self.number} a map of {height}×{width}, "
+                f"{grid[0]}×{grid[1]} windows, but the model's carrier tokens are built for "
+                f"{rows}×{columns} windows: images of {built}. Resize the image, or create the model "
+                f"with resolution=… for this size (an any_res model for sizes that are not square)."
+            )

@@ -1,0 +1,88 @@
+"""The published networks, as data.
+
+Source: the official registry, `fastervit/models/faster_vit.py` and `faster_vit_any_res.py`.
+"""
+
+import difflib
+import fnmatch
+
+from fastervit_jax.models.config import FasterViTConfig
+
+_SMALL = dict(num_heads=(2, 4, 8, 16))
+_LARGE = dict(num_heads=(4, 8, 16, 32), layer_scale=1e-5, do_propagation=True)
+_21K = dict(_LARGE, depths=(3, 3, 12, 5), dim=196, in_dim=64, drop_path_rate=0.42, hat=(False,) * 4)
+
+_SQUARE = {
+    "faster_vit_0_224": dict(_SMALL, depths=(2, 3, 6, 5), dim=64, in_dim=64),
+    "faster_vit_1_224": dict(_SMALL, depths=(1, 3, 8, 5), dim=80, in_dim=32),
+    "faster_vit_2_224": dict(_SMALL, depths=(3, 3, 8, 5), dim=96, in_dim=64),
+    "faster_vit_3_224": dict(
+        _SMALL,
+        depths=(3, 3, 12, 5),
+        dim=128,
+        in_dim=64,
+        layer_scale=1e-5,
+        do_propagation=True,
+        drop_path_rate=0.3,
+    ),
+    "faster_vit_4_224": dict(_LARGE, depths=(3, 3, 12, 5), dim=196, in_dim=64, drop_path_rate=0.3),
+    "faster_vit_5_224": dict(_LARGE, depths=(3, 3, 12, 5), dim=320, in_dim=64, drop_path_rate=0.3),
+    "faster_vit_6_224": dict(_LARGE, depths=(3, 3, 16, 8), dim=320, in_dim=64, drop_path_rate=0.5),
+    "faster_vit_4_21k_224": dict(_21K, window_size=(7, 7, 14, 7)),
+    "faster_vit_4_21k_384": dict(_21K, window_size=(7, 7, 24, 12), resolution=(384, 384)),
+    "faster_vit_4_21k_512": dict(_21K, window_size=(7, 7, 32, 16), resolution=(512, 512)),
+    "faster_vit_4_21k_768": dict(_21K, window_size=(7, 7, 48, 24), resolution=(768, 768)),
+}
+
+
+def _any_res_sibling(name: str, options: dict) -> tuple[str, dict]:
+    is_21k = "_21k_" in name
+    sibling = f"{name}_any_res" if is_21k else name.replace("_224", "_any_res")
+    # The official registry gives number 2 a height of its own.
+    resolution = (541, 960) if name == "faster_vit_2_224" else (576, 960)
+    changed = dict(options, any_res=True, resolution=resolution)
+    if is_21k:
+        changed["drop_path_rate"] = 0.3
+    return sibling, changed
+
+
+VARIANTS: dict[str, dict] = {
+    **_SQUARE,
+    **dict(_any_res_sibling(name, options) for name, options in _SQUARE.items()),
+}
+"""Options of each published network, by its official name."""
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the published networks that match a shell-style pattern such as `"*_any_res"`."""
+    return fnmatch.filter(VARIANTS, pattern)
+
+
+def variant_config(name: str, **overrides) -> FasterViTConfig:
+    """Options of a published network, changed by `overrides` (attributes of `FasterViTConfig`).
+
+    Raises:
+        ValueError: the name is unknown, or an option is unknown or impossible; the message says
+            what would do.
+    """
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(str(name), VARIANTS, n=3, cutoff=0.5)
+        hint = f"Nearest: {', '.join(near)}. " if near else ""
+        raise ValueError(f"Unknown model {name!r}. {hint}All: {', '.join(VARIANTS)}.")
+    options = FasterViTConfig.__dataclass_fields__
+    for key in overrides:
+        if key not in options:
+            near = difflib.get_close_matches(key, options, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"Unknown model option {key!r}.{hint} Options: {', '.join(sorted(options))}."
+            )
+    if "any_res" in overrides and overrides["any_res"] != VARIANTS[name].get("any_res", False):
+        raise ValueError(
+            f"any_res is part of the model's name: choose between {name!r} and its sibling, "
+            f"among {', '.join(list_models('*_any_res'))}."
+        )
+    try:
+        return FasterViTConfig(**{**VARIANTS[name], **overrides})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -1,0 +1,25 @@
+"""Comparisons with the official package: skipped, with a line that says so, where torch is missing."""
+
+import importlib.util
+
+collect_ignore_glob = []
+
+_missing = [name for name in ("torch", "timm", "fastervit") if not importlib.util.find_spec(name)]
+if _missing:
+    collect_ignore_glob.append("test_*.py")
+else:
+    import torch
+
+    # A torchvision built for CUDA cannot be imported beside a CPU torch until the schemas of the
+    # two operators that its extension would have brought are declared.
+    _torchvision = torch.library.Library("torchvision", "DEF")
+    _boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    for _name in ("nms", "qnms"):
+        _torchvision.define(_name + _boxes)
+
+
+def pytest_report_header():
+    """Says at the top what is compared."""
+    if _missing:
+        return f"NOT COMPARED with the official FasterViT: {', '.join(_missing)} not installed"
+    return "compared with the official FasterViT"
