@@ -1,6 +1,6 @@
 """Which tensor of the official PyTorch model each of our arrays is, and in which layout.
 
-Our names are paths in the NNX state, joined by dots: `stages.2.blocks.0.window_layer.mlp.expand.kernel`.
+Our names are paths in the NNX state, joined by dots, such as `stages.2.blocks.0.conv1.kernel`.
 """
 
 import re

@@ -80,7 +80,7 @@ def layer_scale(initial: float | None, width: int) -> "LayerScale | None":
 class TransformerLayer(nnx.Module):
     """Attention, then an MLP, each on normed tokens and added to the stream: [N, T, C] → same.
 
-    Drop path drops a branch for one entry of the first axis: an image's carrier tokens, or a window.
+    Drop path drops a branch for one entry of the first axis: one image's carriers, or one window.
     """
 
     def __init__(

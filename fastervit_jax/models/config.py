@@ -54,7 +54,7 @@ class FasterViTConfig:
         layer_scale_conv: the same for the convolution blocks.
         layer_norm_last: whether the last norm is a layer norm instead of a batch norm.
         hat: for each stage, whether its attention is hierarchical; None means all of them.
-        do_propagation: whether a hierarchical stage's last block adds its carrier tokens to the map.
+        do_propagation: whether a hierarchical stage's last block adds its carriers to the map.
         num_classes: width of the head; 0 means no head: the model returns pooled features.
         in_chans: channels of the images.
         drop_path_rate: probability of dropping the last block's branches; it grows linearly from 0.
@@ -180,7 +180,7 @@ class FasterViTConfig:
             )
         if window < 2:
             raise ValueError(
-                f"window_size={window} in stage {number}: relative positions need windows of 2 or more."
+                f"window_size={window} in stage {number}: relative positions need 2 or more."
             )
         geometry = self.geometry(stage)
         size = geometry.map_size
@@ -189,16 +189,16 @@ class FasterViTConfig:
             lower = self.resolution[0] // unit * unit
             nearest = ", ".join(str(side) for side in (lower, lower + unit) if side)
             raise ValueError(
-                f"resolution={self.resolution[0]} gives stage {number} a map of {size[0]}×{size[1]}, "
-                f"which windows of {window} do not tile: use a multiple of {unit} (nearest: "
-                f"{nearest}), other window_size, or the any_res sibling, which pads."
+                f"resolution={self.resolution[0]} gives stage {number} a map of "
+                f"{size[0]}×{size[1]}, which windows of {window} do not tile: use a multiple of "
+                f"{unit} (nearest: {nearest}), other window_size, or the any_res sibling, which pads."
             )
         if not geometry.hierarchical:
             return
         if self.ct_size > window:
             raise ValueError(
-                f"ct_size={self.ct_size} asks stage {number} for more carrier tokens than its windows "
-                f"of {window}×{window} have positions: use ct_size ≤ {window}."
+                f"ct_size={self.ct_size} asks stage {number} for more carrier tokens than its "
+                f"windows of {window}×{window} have positions: use ct_size ≤ {window}."
             )
         grid_height, grid_width = geometry.window_grid
         if math.isqrt(self.ct_size**2 * grid_height * grid_width) < 2:

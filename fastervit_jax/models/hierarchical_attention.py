@@ -109,8 +109,8 @@ class HierarchicalAttentionBlock(nnx.Module):
         if self.carrier_position is not None:
             picture = picture + self.carrier_position().astype(picture.dtype)
         picture = self.carrier_layer(picture, rngs)
-        # The reference exchanges height and width here, and only here. On a square grid that changes
-        # nothing; on others the official weights were trained with it.
+        # The reference exchanges height and width here, and only here. It changes nothing on a
+        # square grid; on others being faithful means the same.
         return picture_to_carriers(picture, self.ct_size, self.grid[::-1])
 
     def _propagated(self, per_window: jax.Array) -> jax.Array:

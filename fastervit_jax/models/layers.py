@@ -1,4 +1,4 @@
-"""Layers that Flax does not have as the reference computes them, and the reference's initial weights."""
+"""Layers as the reference computes them, with its initial weights."""
 
 import math
 
@@ -69,8 +69,8 @@ class BatchNorm(nnx.BatchNorm):
     """Batch norm over all axes but the last, with torch's running statistics.
 
     Normalisation uses the biased variance of the batch, the running average the unbiased one
-    (`torch.nn.BatchNorm2d`; Flax's own averages the biased one). Statistics and normalisation are in
-    float32 or wider, whatever the type of the input.
+    (`torch.nn.BatchNorm2d`; Flax's own averages the biased one). Statistics and normalisation are
+    in float32 or wider, whatever the type of the input.
     """
 
     def __init__(self, features: int, *, epsilon: float, dtype, rngs: nnx.Rngs):

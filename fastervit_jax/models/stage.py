@@ -82,6 +82,6 @@ class AttentionStage(nnx.Module):
             raise ValueError(
                 f"The image gives stage {self.number} a map of {height}×{width}, "
                 f"{grid[0]}×{grid[1]} windows, but the model's carrier tokens are built for "
-                f"{rows}×{columns} windows: images of {built}. Resize the image, or create the model "
-                f"with resolution=… for this size (an any_res model for sizes that are not square)."
+                f"{rows}×{columns} windows: images of {built}. Resize the image, or create the "
+                f"model with resolution=… for this size (an any_res model where it is not square)."
             )

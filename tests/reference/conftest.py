@@ -1,4 +1,4 @@
-"""Comparisons with the official package: skipped, with a line that says so, where torch is missing."""
+"""Comparisons with the official package; without it the folder is skipped, and says so."""
 
 import importlib.util
 

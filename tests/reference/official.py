@@ -59,7 +59,7 @@ def flat_state(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 
 def our_model(name: str, theirs: torch.nn.Module, *, dtype=jnp.float32, **options) -> FasterViT:
-    """Our network, in inference mode, with the official one's weights in float32 (or `dtype`'s 64)."""
+    """Our network in inference mode with the official weights, in float32 or a wider `dtype`."""
     model = nnx.eval_shape(
         lambda: FasterViT(variant_config(name, **options), dtype=dtype, rngs=nnx.Rngs(0))
     )
