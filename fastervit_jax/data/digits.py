@@ -29,6 +29,12 @@ def held_out(labels: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def default_root(data_dir: str | None = None) -> Path:
+    """Where `digits:…` data sets live: below `data_dir`, or in the user's cache directory."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(data_dir or Path(cache) / "fastervit_jax") / "digits"
+
+
 def write_digits(root: str | os.PathLike) -> None:
     """Writes the digits below `root` as `train/<class>/NNNN.png` and `validation/<class>/NNNN.png`.
 

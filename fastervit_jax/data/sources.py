@@ -46,9 +46,10 @@ def open_source(spec: str, *, data_dir: str | None = None) -> Source:
 
     Args:
       spec: `folder:PATH` or `tfds:NAME[/CONFIG[:VERSION]]@SPLIT`; a split may be a slice such as
-        `train[:99%]`. Paths may be remote (`gs://…`).
+        `train[:99%]`. Paths may be remote (`gs://…`). `digits:train` and `digits:validation` are
+        scikit-learn's digits, written once as folders below `data_dir`.
       data_dir: for TFDS, the directory that holds the prepared sets; by default the environment's
-        `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. For the digits, by default the user's cache.
 
     Raises:
       ValueError: the specification, or what it points to, is not usable; the message says what to
@@ -59,6 +60,13 @@ def open_source(spec: str, *, data_dir: str | None = None) -> Source:
         from fastervit_jax.data.folder import FolderSource
 
         return FolderSource(rest)
+    if kind == "digits" and rest in ("train", "validation"):
+        from fastervit_jax.data.digits import default_root, write_digits
+        from fastervit_jax.data.folder import FolderSource
+
+        root = default_root(data_dir)
+        write_digits(root)
+        return FolderSource(f"{root}/{rest}")
     if separator and rest and kind == "tfds":
         from fastervit_jax.data.tfds_source import TfdsSource
 
