@@ -41,3 +41,11 @@ def example_index(num_examples: int, *, seed: int, epoch: int, position: int) ->
 def example_rng(*, seed: int, epoch: int, position: int) -> np.random.Generator:
     """The stream that decides how the image at `position` of `epoch` is distorted."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, position])))
+
+
+def replacement_index(
+    num_examples: int, *, seed: int, epoch: int, position: int, attempt: int
+) -> int:
+    """The example that takes a damaged one's place: uniform over all, attempt counting from 1."""
+    stream = np.random.SeedSequence([seed, epoch, position, attempt])
+    return int(np.random.Generator(np.random.PCG64(stream)).integers(num_examples))

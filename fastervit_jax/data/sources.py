@@ -75,3 +75,27 @@ def open_source(spec: str, *, data_dir: str | None = None) -> Source:
         f"Cannot read the data set {spec!r}: write folder:PATH, or "
         "tfds:NAME[/CONFIG[:VERSION]]@SPLIT such as tfds:imagenet2012@validation."
     )
+
+
+def check_same_classes(train: Source, validation: Source) -> None:
+    """Makes sure that a label means the same class in training and validation.
+
+    Raises:
+      ValueError: the class names differ; the message names some that do.
+    """
+    if train.class_names == validation.class_names:
+        return
+    only_train = sorted(set(train.class_names) - set(validation.class_names))
+    only_validation = sorted(set(validation.class_names) - set(train.class_names))
+    if not only_train and not only_validation:
+        difference = "the same names come in another order"
+    else:
+        difference = "; ".join(
+            f"only {where} has {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            for where, names in (("training", only_train), ("validation", only_validation))
+            if names
+        )
+    raise ValueError(
+        f"Training has {train.num_classes} classes and validation {validation.num_classes}, and "
+        f"they differ ({difference}): give both the same classes."
+    )
