@@ -1,0 +1,67 @@
+"""A model as a pure function of its arrays, which are kept in flat dictionaries by dotted name."""
+
+import jax
+from flax import nnx
+
+Arrays = dict[str, jax.Array]
+"""Arrays by dotted name, such as `stages.2.blocks.0.window_layer.mlp.expand.kernel`."""
+
+
+def flatten(state: nnx.State) -> Arrays:
+    """The arrays of an NNX state by dotted name."""
+    return {
+        ".".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def unflatten(arrays: Arrays) -> nnx.State:
+    """Inverse of `flatten`, with bare arrays for variables, as `nnx.merge` and `nnx.update` take."""
+    return nnx.from_flat_state(
+        [
+            (tuple(int(part) if part.isdigit() else part for part in name.split(".")), array)
+            for name, array in arrays.items()
+        ]
+    )
+
+
+def arrays_of(model: nnx.Module) -> tuple[Arrays, Arrays]:
+    """A model's parameters and batch-norm statistics, by dotted name."""
+    return flatten(nnx.state(model, nnx.Param)), flatten(nnx.state(model, nnx.BatchStat))
+
+
+class PureModel:
+    """The structure of a model, split off once; its arrays come as arguments.
+
+    The model it is made from may be abstract (`nnx.eval_shape`); it is left in inference mode.
+    """
+
+    def __init__(self, model: nnx.Module):
+        model.train()
+        self._training = nnx.graphdef(model)
+        model.eval()
+        self._inference = nnx.graphdef(model)
+
+    def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
+        """Logits of normalised images, in inference mode."""
+        model = nnx.merge(self._inference, unflatten(params), unflatten(statistics))
+        return model(images)
+
+    def train(
+        self, params: Arrays, statistics: Arrays, images: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Arrays]:
+        """Logits of normalised images in training mode, and the updated statistics.
+
+        Args:
+            params: parameters by dotted name.
+            statistics: batch-norm statistics before this batch.
+            images: normalised, [N, H, W, channels].
+            key: random key for drop path and dropout.
+        """
+        model = nnx.merge(self._training, unflatten(params), unflatten(statistics))
+        logits = model(images, rngs=nnx.Rngs(dropout=key))
+        return logits, flatten(nnx.state(model, nnx.BatchStat))
+
+    def rebuild(self, params: Arrays, statistics: Arrays) -> nnx.Module:
+        """The module with these arrays, in inference mode."""
+        return nnx.merge(self._inference, unflatten(params), unflatten(statistics))

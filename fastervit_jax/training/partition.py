@@ -1,0 +1,60 @@
+"""Which part of every array lives on which device: the only place that decides it."""
+
+import re
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# What the axis `tensor` splits, by the end of a parameter's name: the axis of the array. First
+# layers are split by output, second ones by input, so that a pair needs one sum at its end.
+_TENSOR_AXIS = [
+    (r"(qkv|mlp\.expand)\.kernel$", 1),
+    (r"(qkv|mlp\.expand)\.bias$", 0),
+    (r"(projection|mlp\.contract)\.kernel$", 0),
+]
+
+
+def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Which mesh axis splits each axis of a parameter, by its dotted name and shape.
+
+    `tensor` splits the attention blocks' linear layers. `fsdp` then splits the longest axis that it
+    divides; an array without one is kept whole on every device.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    for pattern, axis in _TENSOR_AXIS if tensor > 1 else ():
+        if re.search(pattern, name) and shape[axis] % tensor == 0:
+            axes[axis] = "tensor"
+    if fsdp > 1:
+        free = [i for i, size in enumerate(shape) if axes[i] is None and size % fsdp == 0]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def state_shardings(state, mesh: Mesh):
+    """Shardings for a tree that holds parameters, or arrays like them, under their names.
+
+    Args:
+        state: arrays or their shapes, in any tree whose dictionaries of parameters are keyed by
+            dotted names, as a `TrainState`'s parameters, averages and optimizer moments are.
+        mesh: the mesh.
+
+    Returns:
+        The same tree of `NamedSharding`. Arrays without a parameter's name are on every device.
+    """
+
+    def sharding(path, leaf) -> NamedSharding:
+        name = _parameter_name(path)
+        spec = parameter_spec(name, leaf.shape, mesh) if name else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _parameter_name(path) -> str | None:
+    """The last key of a tree path, where it is a dotted name."""
+    last = path[-1] if path else None
+    if isinstance(last, jax.tree_util.DictKey) and "." in str(last.key):
+        return str(last.key)
+    return None
