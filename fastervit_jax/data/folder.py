@@ -1,6 +1,7 @@
 """Images in folders, one a class: `root/n01440764/any/depth/x.JPEG`."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
@@ -8,48 +9,60 @@ from etils import epath
 from fastervit_jax.data.sources import Example
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Names of splits. A folder of nothing else is the parent of the one that was meant.
+_SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
 class FolderSource:
     """The images below `root/CLASS/`, at any depth, sorted by class and then by path.
 
-    File names end in .jpg, .jpeg, .png or .webp, in any case; names that start with a dot are
-    passed over. Symbolic links are followed. Labels are the classes' places in sorted order.
+    File names end in .jpg, .jpeg, .png or .webp, in any case; what the bytes are is found out when
+    they are decoded. Names that start with a dot are passed over. Symbolic links are followed.
+    Labels are the classes' places in sorted order.
     """
 
     def __init__(self, root: str):
-        """Lists the folder. Raises ValueError where it does not hold images in class folders."""
-        self._root = epath.Path(root)
+        """Lists the folder, which may be remote (`gs://…`).
+
+        Raises:
+          ValueError: it does not hold images in class folders; the message says what is amiss.
+        """
+        self._root = epath.Path(root).expanduser()
         if not self._root.is_dir():
             raise ValueError(f"There is no folder {root}: correct the path after 'folder:'.")
-        classes = sorted(
-            entry.name
-            for entry in self._root.iterdir()
-            if not entry.name.startswith(".") and entry.is_dir()
-        )
-        if not classes:
-            raise ValueError(
-                f"{root} holds no class folders: it must hold one folder a class, with the images "
-                "inside."
-            )
-        paths: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            found = sorted(_images_below(self._root / name, name))
-            if not found:
-                raise ValueError(
-                    f"The class folder {self._root / name} holds no image "
-                    f"({', '.join(_SUFFIXES)}): add images or remove the folder."
-                )
-            paths += found
-            labels += [label] * len(found)
-        self._class_names = tuple(classes)
-        self._labels = np.array(labels, np.int32)
+        images = _list_images(self._root)
+        self._check_classes(images)
+        self._class_names = tuple(sorted(images))
+        counts = [len(images[name]) for name in self._class_names]
+        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         # One string and offsets: a list of 1.28 million strings would cost every worker process
-        # 130 MB.
-        encoded = [os.fsencode(path) for path in paths]
-        self._paths = b"".join(encoded)
-        self._ends = np.cumsum([len(path) for path in encoded])
+        # some 130 MB.
+        paths = [
+            os.fsencode(f"{name}/{path}")
+            for name in self._class_names
+            for path in sorted(images[name])
+        ]
+        self._paths = b"".join(paths)
+        self._starts = np.cumsum([0] + [len(path) for path in paths])
+
+    def _check_classes(self, images: dict[str, list[str]]) -> None:
+        if not images:
+            raise ValueError(
+                f"{self._root} holds no class folders: it must hold one folder a class, with the "
+                "images inside."
+            )
+        if set(images) <= _SPLITS:
+            raise ValueError(
+                f"{self._root} holds the folders {', '.join(sorted(images))}, which look like "
+                "splits, not classes: name one of them after 'folder:'."
+            )
+        empty = sorted(name for name, paths in images.items() if not paths)
+        if empty:
+            others = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+            raise ValueError(
+                f"The class folder {self._root / empty[0]}{others} holds no image "
+                f"({', '.join(_SUFFIXES)}): add images or remove the folder."
+            )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -67,24 +80,61 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"Image {index} of a folder of {len(self)}.")
-        start = self._ends[index - 1] if index else 0
-        relative = os.fsdecode(self._paths[start : self._ends[index]])
-        path = self._root / relative
+        path = self._root / os.fsdecode(self._paths[self._starts[index] : self._starts[index + 1]])
         return Example(path.read_bytes(), int(self._labels[index]), str(path))
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self._root)!r}): {len(self)} images, {self.num_classes} classes"
 
 
-def _images_below(folder: epath.Path, relative: str) -> list[str]:
-    """Paths (relative to the root, with `/`) of the images below a folder."""
-    found = []
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        path = f"{relative}/{entry.name}"
-        if entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir():
-            found.append(path)
-        elif entry.is_dir():
-            found += _images_below(entry, path)
-    return found
+def _list_images(root: epath.Path) -> dict[str, list[str]]:
+    """Paths of the images in each class folder, relative to it, by class."""
+    if "://" in str(root):
+        return _list_remote(root)
+    with os.scandir(root) as entries:
+        classes = [entry.name for entry in entries if _visible(entry.name) and entry.is_dir()]
+    images = {}
+    for name in classes:
+        folder = os.path.join(root, name)
+        images[name] = [path[len(folder) + 1 :] for path in _walk(folder, ())]
+    return images
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES)
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Images below a local folder; `above` are the real paths of the folders it was reached by."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise ValueError(
+            f"The symbolic link {folder} leads back into a folder above it: remove the link."
+        )
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not _visible(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, (*above, here))
+            elif _is_image(entry.name):
+                if not entry.is_file():
+                    raise ValueError(
+                        f"{entry.path} is no file that can be read (a symbolic link to nothing?): "
+                        "restore or remove it."
+                    )
+                yield entry.path
+
+
+def _list_remote(root: epath.Path) -> dict[str, list[str]]:
+    """As `_list_images`, from one recursive listing: object stores have no folders to ask for."""
+    images: dict[str, list[str]] = {}
+    for path in root.glob("**/*"):
+        name, *below = path.relative_to(root).parts
+        if below and _is_image(below[-1]) and all(map(_visible, (name, *below))):
+            images.setdefault(name, []).append("/".join(below))
+    return images

@@ -5,6 +5,7 @@ files beside the records.
 """
 
 import os
+import re
 from typing import Any
 
 from etils import epath
@@ -12,6 +13,7 @@ from etils import epath
 from fastervit_jax.data.sources import Example
 
 _DOCS = "docs/data.md shows the command"
+_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
 
 class TfdsSource:
@@ -31,10 +33,10 @@ class TfdsSource:
             classification.
         """
         self._name, _, self._split = spec.partition("@")
-        if not self._name or not self._split:
+        if not _NAME.fullmatch(self._name) or not self._split:
             raise ValueError(
-                f"tfds:{spec} names no split: write tfds:NAME@SPLIT, for example "
-                f"tfds:{self._name or 'imagenet2012'}@train."
+                f"tfds:{spec} does not name a data set and a split: write "
+                "tfds:NAME[/CONFIG[:VERSION]]@SPLIT, for example tfds:imagenet2012@train."
             )
         self._data_dir = os.path.expanduser(
             data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -48,17 +50,20 @@ class TfdsSource:
         self._image, self._label = self._feature_names(info)
         self._class_names = tuple(info.features[self._label].names)
         try:
-            self._records = builder.as_data_source(
-                self._split, decoders={self._image: tfds.decode.SkipDecoding()}
-            )
+            empty = info.splits[self._split].num_examples == 0
         except ValueError as error:
             raise ValueError(
-                f"{self._name} has no usable split {self._split!r} ({_first_line(error)}): its "
-                f"splits are {', '.join(info.splits) or 'none'}, and slices of them such as "
-                "train[:99%]."
+                f"tfds:{self._name} has no split {self._split!r}: choose from "
+                f"{', '.join(info.splits)}, or a slice of one such as train[:99%]."
             ) from error
+        if empty:
+            raise ValueError(f"tfds:{self._name}@{self._split} holds no images: widen the slice.")
+        self._records = builder.as_data_source(
+            self._split, decoders={self._image: tfds.decode.SkipDecoding()}
+        )
 
     def _builder(self) -> tuple[Any, Any]:
+        from google.protobuf import json_format
         from tensorflow_datasets.core import read_only_builder, registered
 
         if not epath.Path(self._data_dir).is_dir():
@@ -72,6 +77,11 @@ class TfdsSource:
             raise ValueError(
                 f"tfds:{self._name} is not prepared below {self._data_dir}: prepare it there "
                 f"({_DOCS}), or set --data_dir or TFDS_DATA_DIR to where it is."
+            ) from error
+        except json_format.ParseError as error:
+            raise ValueError(
+                f"The description of tfds:{self._name} below {self._data_dir} cannot be read "
+                f"({error}): copy or prepare the set again."
             ) from error
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
         if "array_record" not in formats:
@@ -87,7 +97,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         image, label = (info.supervised_keys or ("image", "label"))[:2]
-        features = info.features
+        features = dict(info.features)
         if not (
             isinstance(features.get(image), tfds.features.Image)
             and isinstance(features.get(label), tfds.features.ClassLabel)
@@ -114,8 +124,15 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"Record {index} of a split of {len(self)}.")
-        record = self._records[index]
         key = f"tfds:{self._name}@{self._split} record {index}"
+        try:
+            record = self._records[index]
+        # What array_record's reader raises for a missing, short or corrupted file.
+        except (RuntimeError, ValueError, OSError) as error:
+            raise OSError(
+                f"Cannot read {key} below {self._data_dir} ({error}): a file of the prepared set "
+                "is missing or damaged; copy or prepare it again."
+            ) from error
         file_name = record.get("file_name")
         if isinstance(file_name, bytes):
             key += f" ({file_name.decode(errors='replace')})"
@@ -135,7 +152,3 @@ class TfdsSource:
             f"TfdsSource({self._name}@{self._split} in {self._data_dir}): {len(self)} images, "
             f"{self.num_classes} classes"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
