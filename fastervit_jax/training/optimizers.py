@@ -23,7 +23,8 @@ def by_path(value_of: Callable[[str], Any]) -> Callable[[PyTree], PyTree]:
     """Makes a mask or scale from a function of each parameter's path.
 
     Args:
-      value_of: from a path such as ``"levels/2/blocks/0/attn/qkv/kernel"`` to the value there.
+      value_of: from a dotted path, such as ``"stages.2.blocks.0.window_layer.mlp.expand.kernel"``,
+        to the value there.
 
     Returns:
       A function from a tree of parameters to a tree of values.
@@ -49,7 +50,7 @@ def decay_mask(params: PyTree) -> PyTree:
     """
 
     def decays(path: tuple, param: jax.Array) -> bool:
-        return jnp.ndim(param) > 1 and _path_name(path).split("/")[-1] != "bias"
+        return jnp.ndim(param) > 1 and _path_name(path).split(".")[-1] != "bias"
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -174,7 +175,7 @@ def _train_only_unfrozen(
 
 def _path_name(path: tuple) -> str:
     # An nnx.State holds its arrays as the `value` of a variable.
-    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def _check_settings(

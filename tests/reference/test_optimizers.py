@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from fastervit_jax.training.optimizers import by_path, make_optimizer
+from fastervit_jax import create_model
+from fastervit_jax.models.functional import arrays_of
+from fastervit_jax.training.optimizers import by_path, decay_mask, make_optimizer
 
 torch = pytest.importorskip("torch")
 optim_factory = pytest.importorskip("timm.optim.optim_factory")
@@ -160,3 +163,16 @@ def test_the_comparison_notices_optax_lamb_and_optax_clipping():
         ours = parameters_after_updates(sgd, 1.0, np.float64)
     official = official_parameters("sgd", 0.0, 1.0, 5.0, torch.float64)
     assert largest_difference(ours, official) > 1e-11
+
+
+def test_as_many_parameters_of_the_real_network_decay():
+    faster_vit = pytest.importorskip("fastervit.models.faster_vit")
+    no_decay, decay = optim_factory.param_groups_weight_decay(faster_vit.faster_vit_0_224(), 0.05)
+    official = [
+        (len(group["params"]), sum(parameter.numel() for parameter in group["params"]))
+        for group in (no_decay, decay)
+    ]
+    params, _ = arrays_of(nnx.eval_shape(lambda: create_model("faster_vit_0_224")))
+    mask = decay_mask(params)
+    chosen = [[params[name].size for name in params if mask[name] == value] for value in (0, 1)]
+    assert [(len(sizes), sum(sizes)) for sizes in chosen] == official

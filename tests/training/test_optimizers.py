@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
+from fastervit_jax.models.functional import flatten
 from fastervit_jax.training.optimizers import (
     by_path,
     clip_by_global_norm_like_torch,
@@ -57,23 +58,23 @@ def pure(params):
     return nnx.to_pure_dict(params)
 
 
-@pytest.mark.parametrize("as_params", [lambda params: params, pure], ids=["nnx.State", "dict"])
+@pytest.mark.parametrize(
+    "as_params", [lambda params: params, pure, flatten], ids=["nnx.State", "dict", "flat dict"]
+)
 def test_decay_mask(as_params):
     params = as_params(params_of_net())
     mask = dict(zip(paths(params), jax.tree.leaves(decay_mask(params)), strict=True))
     assert {path for path, decayed in mask.items() if decayed} == {
-        "depthwise/kernel",
-        "blocks/0/kernel",
-        "blocks/1/kernel",
+        "depthwise.kernel",
+        "blocks.0.kernel",
+        "blocks.1.kernel",
     }
-    assert {"norm/scale", "norm/bias", "gamma", "depthwise/bias"} < mask.keys()
+    assert {"norm.scale", "norm.bias", "gamma", "depthwise.bias"} < mask.keys()
 
 
 def test_a_bias_of_two_dimensions_does_not_decay():
-    assert decay_mask({"bias": jnp.ones((2, 2)), "kernel": jnp.ones((2, 2))}) == {
-        "bias": False,
-        "kernel": True,
-    }
+    params = {"layer.bias": jnp.ones((2, 2)), "layer.kernel": jnp.ones((2, 2))}
+    assert decay_mask(params) == {"layer.bias": False, "layer.kernel": True}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,7 +116,7 @@ def test_layer_scales_multiply_update_and_decay(name):
     settings = dict(learning_rate=0.01, weight_decay=0.1)
     plain = make_optimizer(name, **settings)
     scaled = make_optimizer(
-        name, **settings, layer_scales=by_path(lambda path: 0.5 if "blocks/0" in path else 1.0)
+        name, **settings, layer_scales=by_path(lambda path: 0.5 if "blocks.0" in path else 1.0)
     )
     updates = [
         optimizer.update(gradients_like(params), optimizer.init(params), params)[0]
@@ -124,7 +125,7 @@ def test_layer_scales_multiply_update_and_decay(name):
     for path, plain_update, scaled_update in zip(
         paths(params), *map(jax.tree.leaves, updates), strict=True
     ):
-        factor = 0.5 if path.startswith("blocks/0/") else 1.0
+        factor = 0.5 if path.startswith("blocks.0.") else 1.0
         np.testing.assert_array_equal(scaled_update, plain_update * factor)
 
 
