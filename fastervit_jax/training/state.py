@@ -47,10 +47,20 @@ def new_state(
     )
 
 
-def create_on_mesh(make: Callable[..., TrainState], mesh: Mesh, *arrays) -> TrainState:
-    """Computes `make(*arrays)` with every array where `partition` wants it from the start."""
-    shardings = state_shardings(jax.eval_shape(make, *arrays), mesh)
-    return jax.jit(make, out_shardings=shardings)(*arrays)
+def abstract_on_mesh(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
+    """Shapes, types and places of the arrays of `make()`, without computing any."""
+    abstract = jax.eval_shape(make)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        state_shardings(abstract, mesh),
+    )
+
+
+def create_on_mesh(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
+    """Computes `make()` with every array where `partition` wants it from the start."""
+    abstract = abstract_on_mesh(make, mesh)
+    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
 
 
 def average_model(state: TrainState) -> tuple[Arrays, Arrays]:

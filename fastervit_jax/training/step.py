@@ -12,7 +12,6 @@ from fastervit_jax.models.functional import Arrays, PureModel
 from fastervit_jax.training.device_augmentation import AugmentationSettings, augment
 from fastervit_jax.training.losses import soft_target_cross_entropy
 from fastervit_jax.training.mesh import batch_sharding, replicated
-from fastervit_jax.training.partition import state_shardings
 from fastervit_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -77,12 +76,18 @@ def _moved(average: Arrays, new: Arrays, decay: float) -> Arrays:
     return {name: decay * average[name] + (1 - decay) * new[name] for name in average}
 
 
-def compile_train_step(train_step, state: TrainState, mesh: Mesh):
-    """Jits a step for a mesh: state and batch sharded, the old state's memory reused."""
-    shardings = state_shardings(jax.eval_shape(lambda: state), mesh)
+def compile_train_step(train_step, abstract_state: TrainState, mesh: Mesh):
+    """Jits a step for a mesh: state and batch stay where they are, the old state is reused.
+
+    Args:
+        train_step: of `make_train_step`.
+        abstract_state: of `abstract_on_mesh`.
+        mesh: the mesh.
+    """
+    state_places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        in_shardings=(state_places, batch_sharding(mesh)),
+        out_shardings=(state_places, replicated(mesh)),
         donate_argnums=0,
     )

@@ -1,0 +1,181 @@
+"""What a run is: every key a recipe may set, with its default, and the check of their values.
+
+Recipes in `configs/` start from `default_config()` and change it; flags change it further
+(`--config.optimizer.learning_rate=1e-3`). None means the model's own value.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from fastervit_jax.models import FasterViTConfig, variant_config
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The keys of a run. The values are the official ImageNet-1K recipe where it has one."""
+    optional = config_dict.placeholder
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of weights, order, distortions, drop path: of everything random
+
+    config.model = ml_collections.ConfigDict(
+        {
+            "name": "faster_vit_0_224",
+            "num_classes": 1000,
+            "dtype": "bfloat16",  # of the computation; parameters are float32
+            # Changes to the named network (see FasterViTConfig); None keeps its value.
+            "resolution": optional(object),  # one side, or (height, width)
+            "depths": optional(tuple),
+            "num_heads": optional(tuple),
+            "window_size": optional(tuple),
+            "hat": optional(tuple),
+            "dim": optional(int),
+            "in_dim": optional(int),
+            "ct_size": optional(int),
+            "mlp_ratio": optional(float),
+            "layer_scale": optional(float),
+            "do_propagation": optional(bool),
+            "drop_path_rate": optional(float),
+            "drop_rate": optional(float),
+            "attn_drop_rate": optional(float),
+        }
+    )
+
+    config.data = ml_collections.ConfigDict(
+        {
+            "train": "tfds:imagenet2012@train",
+            "validation": "tfds:imagenet2012@validation",
+            "data_dir": optional(str),  # where TFDS sets are prepared; None: TFDS's own default
+            "num_workers": 16,  # processes a host that decode; 0: a thread of the trainer
+        }
+    )
+    config.batch_size = 4096  # images a step, over all hosts
+
+    # Host: what happens to a decoded image.
+    config.crop = ml_collections.ConfigDict(
+        {
+            "scale": (0.08, 1.0),  # the crop's share of the image's area
+            "ratio": (3 / 4, 4 / 3),  # its width / height
+            "interpolation": "random",  # bilinear, bicubic, or random for either
+        }
+    )
+    config.flip = 0.5
+    config.rand_augment = "rand-m9-mstd0.5-inc1"  # "" for none
+
+    # Device: what happens to a batch.
+    config.mixup_alpha = 0.8
+    config.cutmix_alpha = 1.0
+    config.cutmix_probability = 0.5  # CutMix instead of mixup, where both are on
+    config.mixing_probability = 1.0
+    config.label_smoothing = 0.1
+    config.erasing_probability = 0.25
+
+    config.epochs = 310
+    config.cooldown_epochs = 10  # at the lowest rate, after the epochs
+    config.optimizer = ml_collections.ConfigDict(
+        {
+            "name": "adamw",  # adamw, lamb or sgd
+            "learning_rate": 5e-3,  # the peak
+            "warmup_epochs": 20.0,
+            "warmup_start": 1e-6,
+            "minimum": 5e-6,
+            "weight_decay": 0.005,
+            "clip_norm": 5.0,  # 0: no clipping
+        }
+    )
+    config.average_decay = 0.9998  # of the moving average of weights, a step
+
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    config.evaluation = ml_collections.ConfigDict(
+        {
+            "every_epochs": 1,
+            "batch_size": 1024,
+            "crop_fraction": 0.875,
+            "crop_mode": "center",
+        }
+    )
+    config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1, "keep": 3})
+    config.log_every_steps = 50
+    return config
+
+
+def model_config(config: ml_collections.ConfigDict) -> FasterViTConfig:
+    """The network of a run.
+
+    Raises:
+        ValueError: it cannot be built; the message says why.
+    """
+    options = {key: value for key, value in config.model.items() if value is not None}
+    options.pop("dtype")
+    try:
+        return variant_config(options.pop("name"), **options)
+    except ValueError as error:
+        raise ValueError(f"config.model: {error}") from None
+
+
+def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts: int = 1) -> None:
+    """Refuses values that no run can have, before anything is compiled.
+
+    What needs the data (such as its number of classes) is checked when it is opened.
+
+    Args:
+        config: the run's.
+        batch_shards: parts into which the mesh splits a batch (`mesh.batch_shards`).
+        hosts: processes of the run.
+
+    Raises:
+        ValueError: names the key, its value and what would do.
+    """
+    network = model_config(config)
+    if network.num_classes < 1:
+        raise _refused("model.num_classes", config.model.num_classes, "at least one class")
+    if network.in_chans != 3:
+        raise _refused("model.in_chans", network.in_chans, "3: images are read as RGB")
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise _refused("model.dtype", config.model.dtype, "float32 or bfloat16")
+    if not 0 <= config.seed < 2**32:
+        raise _refused("seed", config.seed, "an integer from 0 to 2**32 - 1")
+
+    for key in (
+        "batch_size",
+        "epochs",
+        "log_every_steps",
+        "evaluation.batch_size",
+        "evaluation.every_epochs",
+        "checkpoint.every_epochs",
+        "checkpoint.keep",
+    ):
+        _check(config, key, lambda value: value >= 1, "1 or more")
+    for key in ("cooldown_epochs", "data.num_workers", "mixup_alpha", "cutmix_alpha"):
+        _check(config, key, lambda value: value >= 0, "0 or more")
+    for key in ("flip", "cutmix_probability", "mixing_probability", "erasing_probability"):
+        _check(config, key, lambda value: 0 <= value <= 1, "a probability, 0 to 1")
+    for key in ("label_smoothing", "average_decay"):
+        _check(config, key, lambda value: 0 <= value < 1, "0 or more, below 1")
+    for key in ("learning_rate", "warmup_start", "minimum", "weight_decay", "clip_norm"):
+        _check(config, f"optimizer.{key}", lambda value: value >= 0, "0 or more")
+    _check(
+        config,
+        "optimizer.warmup_epochs",
+        lambda value: 0 <= value <= config.epochs,
+        f"0 to config.epochs={config.epochs}",
+    )
+    for key in ("batch_size", "evaluation.batch_size"):
+        for parts, what in ((batch_shards, "devices that split a batch"), (hosts, "hosts")):
+            _check(
+                config,
+                key,
+                lambda value, parts=parts: value % parts == 0,
+                f"a multiple of the {parts} {what}",
+            )
+
+
+def _check(config, key: str, holds, wanted: str) -> None:
+    value = config
+    for part in key.split("."):
+        value = value[part]
+    if not holds(value):
+        raise _refused(key, value, wanted)
+
+
+def _refused(key: str, value, wanted: str) -> ValueError:
+    return ValueError(f"config.{key}={value!r} cannot be: give {wanted}.")

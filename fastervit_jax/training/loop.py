@@ -1,0 +1,118 @@
+"""The training loop: one page, in order."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+from flax import nnx
+
+from fastervit_jax.data import prefetch_to_device, steps_per_epoch
+from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
+from fastervit_jax.evaluation.pictures import draw_predictions
+from fastervit_jax.models import FasterViT
+from fastervit_jax.models.functional import PureModel, arrays_of
+from fastervit_jax.training import recipe
+from fastervit_jax.training.checkpoints import Checkpoints
+from fastervit_jax.training.config import check_config, model_config
+from fastervit_jax.training.mesh import batch_shards, make_mesh, place_batch
+from fastervit_jax.training.progress import Progress
+from fastervit_jax.training.reporting import Reporter, draw_curves
+from fastervit_jax.training.state import (
+    TrainState,
+    abstract_on_mesh,
+    average_model,
+    create_on_mesh,
+    new_state,
+)
+from fastervit_jax.training.step import compile_train_step, make_train_step
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluation:
+    """Trains a network as a config says, or goes on where the work directory stands.
+
+    Args:
+        config: of `default_config`, changed at will.
+        workdir: directory, local or remote, for checkpoints, metrics, config and pictures.
+
+    Returns:
+        The last evaluation, of the moving average.
+
+    Raises:
+        ValueError: the config or the data cannot be used; the message says what would do.
+    """
+    mesh = make_mesh(**config.mesh)
+    check_config(config, batch_shards=batch_shards(mesh), hosts=jax.process_count())
+    training, validation = recipe.open_data(config)
+    epoch_steps = steps_per_epoch(len(training), config.batch_size)
+    total_steps = (config.epochs + config.cooldown_epochs) * epoch_steps
+    schedule = recipe.learning_rate(config, epoch_steps)
+    optimizer = recipe.optimizer(config, schedule)
+    network, dtype = model_config(config), jnp.dtype(config.model.dtype)
+    model = PureModel(nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0))))
+
+    def initial_state() -> TrainState:
+        module = FasterViT(network, dtype=dtype, rngs=nnx.Rngs(config.seed))
+        return new_state(*arrays_of(module), optimizer)
+
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    start = checkpoints.latest_step or 0
+    abstract_state = abstract_on_mesh(initial_state, mesh)
+    if start:
+        state = checkpoints.restore(start, abstract_state)
+        print(f"Going on from step {start} of {total_steps} in {workdir}.", flush=True)
+    else:
+        state = create_on_mesh(initial_state, mesh)
+
+    settings = recipe.step_settings(config, mesh)
+    train_step = compile_train_step(
+        make_train_step(model, optimizer, settings, mesh), abstract_state, mesh
+    )
+    eval_step = make_eval_step(model, mesh, dtype=dtype)
+
+    def evaluate_average() -> Evaluation:
+        with contextlib.closing(recipe.validation_batches(config, validation)) as batches:
+            return evaluate(eval_step, *average_model(state), batches, mesh)
+
+    evaluation = None
+    reporter = Reporter(workdir, resume_step=start)
+    progress = Progress(start, total_steps, config.batch_size)
+    loader = recipe.train_loader(config, training, start, total_steps)
+    batches = prefetch_to_device(loader, lambda batch: place_batch(batch, mesh))
+    for step, batch in enumerate(batches, start + 1):
+        state, metrics = train_step(state, batch)
+        progress.step_done()
+        if step % config.log_every_steps == 0 or step == total_steps:
+            values = {name: float(value) for name, value in metrics.items()}
+            values["learning_rate"] = float(schedule(step - 1))
+            progress.show(**values)
+            values["damaged_images"] = loader.damage.count
+            reporter.write(step, **values, **progress.speed())
+
+        epoch, steps_into_epoch = divmod(step, epoch_steps)
+        if steps_into_epoch:
+            continue
+        if epoch % config.evaluation.every_epochs == 0 or step == total_steps:
+            evaluation = evaluate_average()
+            summary = evaluation.summary()
+            reporter.write(step, epoch=epoch, **{f"validation_{k}": summary[k] for k in summary})
+            progress.say(
+                f"epoch {epoch}: {evaluation.images} held-out images, "
+                f"top-1 {evaluation.top1:.2%}, loss {evaluation.loss:.4f}"
+            )
+        if epoch % config.checkpoint.every_epochs == 0 or step == total_steps:
+            checkpoints.save(step, state)
+
+    checkpoints.close()
+    reporter.close()
+    progress.close()
+    loader.close()
+    evaluation = evaluation or evaluate_average()
+    if jax.process_index() == 0:
+        draw_curves(workdir)
+        draw_predictions(validation, evaluation.predictions, workdir / "predictions.png")
+    return evaluation

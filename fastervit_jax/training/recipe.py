@@ -1,0 +1,131 @@
+"""From a config to the parts of a run: data, schedule, optimizer, settings of the step."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from fastervit_jax.data import (
+    EvalTransform,
+    Source,
+    TrainLoader,
+    TrainTransform,
+    check_same_classes,
+    eval_batches,
+    open_source,
+    train_batches,
+)
+from fastervit_jax.training.config import model_config
+from fastervit_jax.training.device_augmentation import AugmentationSettings
+from fastervit_jax.training.mesh import batch_shards
+from fastervit_jax.training.optimizers import make_optimizer
+from fastervit_jax.training.schedules import warmup_cosine_schedule
+from fastervit_jax.training.step import StepSettings
+
+RECIPE_GROUP = 128
+"""Images that are mixed together in the official recipe: what one of its GPUs held."""
+
+
+def open_data(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
+    """Opens the training and the validation set.
+
+    Raises:
+        ValueError: a set cannot be read, the two have different classes, or the model has another
+            number of them.
+    """
+    training = open_source(config.data.train, data_dir=config.data.data_dir)
+    validation = open_source(config.data.validation, data_dir=config.data.data_dir)
+    check_same_classes(training, validation)
+    if training.num_classes != config.model.num_classes:
+        raise ValueError(
+            f"config.model.num_classes={config.model.num_classes}, but {config.data.train} has "
+            f"{training.num_classes} classes: set the key to that."
+        )
+    return training, validation
+
+
+def train_loader(
+    config: ml_collections.ConfigDict, source: Source, start_step: int, num_steps: int
+) -> TrainLoader:
+    """This host's training batches from a step on."""
+    transform = TrainTransform(
+        model_config(config).resolution,
+        scale=config.crop.scale,
+        ratio=config.crop.ratio,
+        interpolation=config.crop.interpolation,
+        flip=config.flip,
+        rand_augment=config.rand_augment,
+    )
+    return train_batches(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        num_steps=num_steps,
+        num_workers=config.data.num_workers,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
+
+
+def validation_batches(config: ml_collections.ConfigDict, source: Source):
+    """This host's evaluation batches."""
+    transform = EvalTransform(
+        model_config(config).resolution,
+        config.evaluation.crop_fraction,
+        config.evaluation.crop_mode,
+    )
+    return eval_batches(
+        source,
+        transform,
+        batch_size=config.evaluation.batch_size,
+        num_workers=config.data.num_workers,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
+
+
+def learning_rate(config: ml_collections.ConfigDict, epoch_steps: int) -> optax.Schedule:
+    """The rate of the next update, from the number of updates done."""
+    return warmup_cosine_schedule(
+        peak=config.optimizer.learning_rate,
+        warmup_steps=round(config.optimizer.warmup_epochs * epoch_steps),
+        total_steps=config.epochs * epoch_steps,
+        warmup_start=config.optimizer.warmup_start,
+        minimum=config.optimizer.minimum,
+    )
+
+
+def optimizer(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer of a run."""
+    return make_optimizer(
+        config.optimizer.name,
+        learning_rate=schedule,
+        weight_decay=config.optimizer.weight_decay,
+        clip_norm=config.optimizer.clip_norm or None,
+    )
+
+
+def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings:
+    """What a step does beside the model and the optimizer."""
+    per_device = config.batch_size // batch_shards(mesh)
+    group_size = RECIPE_GROUP if per_device % RECIPE_GROUP == 0 else per_device
+    return StepSettings(
+        seed=config.seed,
+        average_decay=config.average_decay,
+        augmentation=AugmentationSettings(
+            num_classes=config.model.num_classes,
+            group_size=group_size,
+            mixup_alpha=config.mixup_alpha,
+            cutmix_alpha=config.cutmix_alpha,
+            switch_probability=config.cutmix_probability,
+            mixing_probability=config.mixing_probability,
+            smoothing=config.label_smoothing,
+            erasing_probability=config.erasing_probability,
+            dtype=jnp.dtype(config.model.dtype),
+        ),
+    )
