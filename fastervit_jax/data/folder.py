@@ -61,7 +61,7 @@ class FolderSource:
             others = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
             raise ValueError(
                 f"The class folder {self._root / empty[0]}{others} holds no image "
-                f"({', '.join(_SUFFIXES)}): add images or remove the folder."
+                f"({', '.join(_SUFFIXES)}): add images or remove it."
             )
 
     @property
@@ -131,10 +131,19 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
 
 
 def _list_remote(root: epath.Path) -> dict[str, list[str]]:
-    """As `_list_images`, from one recursive listing: object stores have no folders to ask for."""
-    images: dict[str, list[str]] = {}
-    for path in root.glob("**/*"):
-        name, *below = path.relative_to(root).parts
-        if below and _is_image(below[-1]) and all(map(_visible, (name, *below))):
-            images.setdefault(name, []).append("/".join(below))
-    return images
+    """As `_list_images`, asking a remote store as little as can be: one listing a folder."""
+    return {
+        entry.name: list(_walk_remote(entry, ""))
+        for entry in root.iterdir()
+        if _visible(entry.name) and entry.is_dir()
+    }
+
+
+def _walk_remote(folder: epath.Path, prefix: str) -> Iterator[str]:
+    for entry in folder.iterdir():
+        if not _visible(entry.name):
+            continue
+        if _is_image(entry.name):
+            yield prefix + entry.name
+        elif entry.is_dir():
+            yield from _walk_remote(entry, f"{prefix}{entry.name}/")
