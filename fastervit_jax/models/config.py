@@ -7,6 +7,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from fastervit_jax.models.validation import check_attention_stage, check_options
+
 STRIDES = (4, 8, 16, 32)
 """Pixels of the image per position of each stage's map."""
 
@@ -86,9 +88,10 @@ class FasterViTConfig:
 
     def __post_init__(self):
         self._normalise()
-        self._check_options()
+        check_options(self)
         for stage in ATTENTION_STAGES:
-            self._check_attention_stage(stage)
+            if self.depths[stage]:
+                check_attention_stage(self, stage)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -102,21 +105,30 @@ class FasterViTConfig:
         indices = range(first, first + self.depths[stage])
         return tuple(self.drop_path_rate * index / max(last, 1) for index in indices)
 
-    def map_size(self, stage: int, image_size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Positions of a stage's map, for images of `image_size` (default: `resolution`).
-
-        Every stride-2 convolution pads by one, so halving rounds up. The official code rounds down
-        when it plans the windows; wherever it then runs at all, padding makes both equal.
-        """
-        height, width = image_size or self.resolution
+    def map_size(self, stage: int) -> tuple[int, int]:
+        """Positions of a stage's map: every stride-2 convolution pads, so halving rounds up."""
+        height, width = self.resolution
         return math.ceil(height / STRIDES[stage]), math.ceil(width / STRIDES[stage])
 
     def geometry(self, stage: int) -> StageGeometry:
-        """Sizes of an attention stage, as built for `resolution`."""
+        """Sizes of an attention stage, for images of `resolution`.
+
+        The official code plans windows on a map whose sides are rounded *down*, yet its
+        convolutions round up. Where it plans a single window it has no carrier tokens, even if the
+        real map then holds more (any_res at 120×120). Where it plans more windows than one, but
+        not those of the real map (225×225), it cannot run; here the real map counts.
+        """
         window = self.window_size[stage]
         size = self.map_size(stage)
         grid = (math.ceil(size[0] / window), math.ceil(size[1] / window))
-        return StageGeometry(size, grid, self.hat[stage] and max(grid) > 1)
+        one_window = max(grid) == 1 or self._planned_grid(stage) == (1, 1)
+        return StageGeometry(size, grid, bool(self.hat[stage]) and not one_window)
+
+    def _planned_grid(self, stage: int) -> tuple[int, ...]:
+        """Windows that the official code plans for a stage: on a map rounded down."""
+        window = self.window_size[stage]
+        sides = (side // STRIDES[stage] for side in self.resolution)
+        return tuple(math.ceil(side / window) if self.any_res else side // window for side in sides)
 
     def has_carrier_tokenizer(self, stage: int) -> bool:
         """Whether a stage owns the convolution that makes carrier tokens.
@@ -129,88 +141,12 @@ class FasterViTConfig:
         return self.any_res or self.geometry(stage).hierarchical
 
     def _normalise(self):
-        """Accepts lists, and one number for a square resolution."""
-        resolution = self.resolution
-        if isinstance(resolution, int):
-            resolution = (resolution, resolution)
-        object.__setattr__(self, "resolution", tuple(resolution))
-        object.__setattr__(self, "hat", (True,) * 4 if self.hat is None else tuple(self.hat))
-        for name in ("depths", "num_heads", "window_size"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    def _check_options(self):
-        for name in ("depths", "num_heads", "window_size", "hat"):
-            if len(getattr(self, name)) != 4:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} has {len(getattr(self, name))} entries; "
-                    f"FasterViT has four stages: give four."
-                )
-        for name in ("num_heads", "window_size", "resolution"):
-            _check_whole_numbers(name, getattr(self, name), least=1)
-        _check_whole_numbers("depths", self.depths, least=0)
-        for name, least in (("dim", 1), ("in_dim", 1), ("ct_size", 1), ("in_chans", 1)):
-            _check_whole_numbers(name, (getattr(self, name),), least=least)
-        _check_whole_numbers("num_classes", (self.num_classes,), least=0)
-        for name in ("drop_path_rate", "drop_rate", "attn_drop_rate"):
-            rate = getattr(self, name)
-            if not 0 <= rate < 1:
-                raise ValueError(f"{name}={rate} is not a probability: give 0 ≤ {name} < 1.")
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio} must be positive.")
-        if len(self.resolution) != 2:
-            raise ValueError(
-                f"resolution={self.resolution} should be one side or (height, width), in pixels."
-            )
-        height, width = self.resolution
-        if not self.any_res and height != width:
-            raise ValueError(
-                f"resolution={height}×{width} is not square, but this is a square model: use its "
-                f"any_res sibling (such as faster_vit_0_any_res), which takes any height and width."
-            )
-
-    def _check_attention_stage(self, stage: int):
-        if not self.depths[stage]:
-            return
-        number, width = stage + 1, self.widths[stage]
-        heads, window = self.num_heads[stage], self.window_size[stage]
-        if width % heads:
-            raise ValueError(
-                f"Stage {number} has width {width} (dim={self.dim} × {2**stage}), which its "
-                f"num_heads={heads} do not divide: choose dim or num_heads so that they do."
-            )
-        if window < 2:
-            raise ValueError(
-                f"window_size={window} in stage {number}: relative positions need 2 or more."
-            )
-        geometry = self.geometry(stage)
-        size = geometry.map_size
-        if not self.any_res and size[0] % window:
-            unit = STRIDES[stage] * window
-            lower = self.resolution[0] // unit * unit
-            nearest = ", ".join(str(side) for side in (lower, lower + unit) if side)
-            raise ValueError(
-                f"resolution={self.resolution[0]} gives stage {number} a map of "
-                f"{size[0]}×{size[1]}, which windows of {window} do not tile: use a multiple of "
-                f"{unit} (nearest: {nearest}), other window_size, or the any_res sibling, which pads."
-            )
-        if not geometry.hierarchical:
-            return
-        if self.ct_size > window:
-            raise ValueError(
-                f"ct_size={self.ct_size} asks stage {number} for more carrier tokens than its "
-                f"windows of {window}×{window} have positions: use ct_size ≤ {window}."
-            )
-        grid_height, grid_width = geometry.window_grid
-        if math.isqrt(self.ct_size**2 * grid_height * grid_width) < 2:
-            raise ValueError(
-                f"ct_size={self.ct_size} with a grid of {grid_height}×{grid_width} windows leaves "
-                f"stage {number} fewer than 4 carrier tokens, for which the network's relative "
-                f"positions are undefined: use ct_size=2, or another resolution."
-            )
-
-
-def _check_whole_numbers(name: str, values: tuple, *, least: int):
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            shown = values[0] if len(values) == 1 else values
-            raise ValueError(f"{name}={shown!r}: give whole numbers of {least} or more.")
+        """Accepts lists for tuples, one number for a square resolution, and None for `hat`."""
+        if self.hat is None:
+            object.__setattr__(self, "hat", (True,) * 4)
+        if not isinstance(self.resolution, (list, tuple)):
+            object.__setattr__(self, "resolution", (self.resolution, self.resolution))
+        for name in ("depths", "num_heads", "window_size", "resolution", "hat"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))

@@ -64,9 +64,7 @@ class FasterViT(nnx.Module):
         Raises:
             ValueError: the images are not what the model was built for; the message says what is.
         """
-        x = self.norm(self.features(images, rngs=rngs)[-1])
-        pooled = jnp.mean(x.astype(full_precision(self.dtype)), axis=(1, 2))
-        return pooled if self.head is None else self.head(pooled)
+        return self.classify(self.features(images, rngs=rngs)[-1])
 
     def features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
         """The four stages' maps, before downsampling: [N, H/4, W/4, dim] … [N, H/32, W/32, 8·dim].
@@ -83,15 +81,27 @@ class FasterViT(nnx.Module):
                 x = self.downsamples[index](x)
         return maps
 
+    def classify(self, last_map: jax.Array) -> jax.Array:
+        """The last map of `features`, [N, H/32, W/32, 8·dim] → what `__call__` returns."""
+        x = self.norm(last_map)
+        pooled = jnp.mean(x.astype(full_precision(self.dtype)), axis=(1, 2))
+        return pooled if self.head is None else self.head(pooled)
+
     def _check_images(self, images: jax.Array):
-        expected = f"normalised images [N, H, W, {self.config.in_chans}], floating point"
-        if images.ndim != 4:
-            raise ValueError(f"The images have shape {images.shape}; expected {expected}.")
-        if images.shape[-1] != self.config.in_chans:
+        channels = self.config.in_chans
+        expected = f"normalised images [N, height, width, {channels}], floating point"
+        if not hasattr(images, "shape") or not hasattr(images, "dtype"):
+            raise ValueError(f"The images are a {type(images).__name__}; expected {expected}.")
+        if len(images.shape) != 4:
+            hint = " For one image, use images[None]." if len(images.shape) == 3 else ""
+            raise ValueError(f"The images have shape {images.shape}; expected {expected}.{hint}")
+        if images.shape[-1] != channels:
             hint = ""
-            if images.shape[1] == self.config.in_chans:
+            if images.shape[1] == channels:
                 hint = " They look channels-first: use images.transpose(0, 2, 3, 1)."
             raise ValueError(f"The images have shape {images.shape}; expected {expected}.{hint}")
+        if 0 in images.shape:
+            raise ValueError(f"The images have shape {images.shape}: there are none.")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
                 f"The images are {images.dtype}; expected {expected}: divide by 255, subtract the "

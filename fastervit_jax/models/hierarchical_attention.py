@@ -33,22 +33,25 @@ class CarrierTokenizer(nnx.Module):
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
         width = config.widths[stage]
         self.ct_size = config.ct_size
-        self.grid = config.geometry(stage).window_grid
+        self.window_size = config.window_size[stage]
         self.dtype = dtype
         self.convolution = conv3x3(width, width, groups=width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         n, height, width, channels = x.shape
-        pooled_size = (self.grid[0] * self.ct_size, self.grid[1] * self.ct_size)
-        stride = (height // pooled_size[0], width // pooled_size[1])
-        # The last pool ends with the map; where strides do not divide it, pools overlap.
-        kernel = (
-            height - (pooled_size[0] - 1) * stride[0],
-            width - (pooled_size[1] - 1) * stride[1],
-        )
+        stride = self.window_size // self.ct_size
+        kernel = (self._pool_size(height, stride), self._pool_size(width, stride))
         x = self.convolution(x).astype(full_precision(self.dtype))
-        pooled = nnx.avg_pool(x, kernel, strides=stride).astype(self.dtype)
+        pooled = nnx.avg_pool(x, kernel, strides=(stride, stride)).astype(self.dtype)
         return map_to_windows(pooled, self.ct_size).reshape(n, -1, channels)
+
+    def _pool_size(self, side: int, stride: int) -> int:
+        """Side of the pools that begin every `stride` positions, the last ending with the map.
+
+        Where ct_size does not divide the window, pools overlap.
+        """
+        pools = side // self.window_size * self.ct_size
+        return side - (pools - 1) * stride
 
 
 class HierarchicalAttentionBlock(nnx.Module):
@@ -59,59 +62,65 @@ class HierarchicalAttentionBlock(nnx.Module):
 
     def __init__(self, config: FasterViTConfig, stage: int, block: int, *, dtype, rngs: nnx.Rngs):
         width, heads = config.widths[stage], config.num_heads[stage]
-        window = config.window_size[stage]
         geometry = config.geometry(stage)
         rate = config.drop_path_rates(stage)[block]
 
-        self.window_size = window
+        self.window_size = config.window_size[stage]
         self.ct_size = config.ct_size
-        self.grid = geometry.window_grid
-        self.hierarchical = geometry.hierarchical
         is_last = block == config.depths[stage] - 1
-        self.propagates = geometry.hierarchical and is_last and config.do_propagation
+        self.propagates = is_last and config.do_propagation
 
-        self.window_position = PositionEmbedding(window, width, dtype=dtype, rngs=rngs)
-        self.window_layer = TransformerLayer(
-            config, width, heads, window, rate, dtype=dtype, rngs=rngs
-        )
-        # The side of the carriers' picture, or of the largest square in it where it is not one.
-        side = math.isqrt(self.ct_size**2 * self.grid[0] * self.grid[1])
+        self.window_position = PositionEmbedding(width, dtype=dtype, rngs=rngs)
+        self.window_layer = TransformerLayer(config, width, heads, rate, dtype=dtype, rngs=rngs)
         self.carrier_position = (
-            PositionEmbedding(side, width, dtype=dtype, rngs=rngs)
+            PositionEmbedding(width, dtype=dtype, rngs=rngs)
             if geometry.hierarchical and geometry.square
             else None
         )
         self.carrier_layer = (
-            TransformerLayer(config, width, heads, side, rate, dtype=dtype, rngs=rngs)
+            TransformerLayer(config, width, heads, rate, dtype=dtype, rngs=rngs)
             if geometry.hierarchical
             else None
         )
 
     def __call__(
-        self, windows: jax.Array, carriers: jax.Array | None, rngs: nnx.Rngs | None = None
+        self,
+        windows: jax.Array,
+        carriers: jax.Array | None,
+        grid: tuple[int, int],
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Windows [N·windows, side², C] and carrier tokens [N, windows·ct², C] → the same."""
-        windows = windows + self.window_position().astype(windows.dtype)
-        if not self.hierarchical:
-            return self.window_layer(windows, rngs), carriers
+        """One block for the windows of a grid of (rows, columns), and their carrier tokens.
 
-        carriers = self._exchange_between_windows(carriers, rngs)
+        Windows [N·windows, side², C] and carrier tokens [N, windows·ct², C], by window, or None
+        → the same.
+        """
+        windows = windows + self.window_position(self.window_size).astype(windows.dtype)
+        if carriers is None:
+            return self.window_layer(windows, self.window_size, rngs), None
+
+        carriers = self._exchange_between_windows(carriers, grid, rngs)
         per_window = carriers.reshape(len(windows), self.ct_size**2, -1)
-        tokens = self.window_layer(jnp.concatenate([per_window, windows], axis=1), rngs)
+        tokens = jnp.concatenate([per_window, windows], axis=1)
+        tokens = self.window_layer(tokens, self.window_size, rngs)
         per_window, windows = jnp.split(tokens, [self.ct_size**2], axis=1)
         if self.propagates:
             windows = windows + self._propagated(per_window)
         return windows, per_window.reshape(carriers.shape)
 
-    def _exchange_between_windows(self, carriers: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    def _exchange_between_windows(
+        self, carriers: jax.Array, grid: tuple[int, int], rngs: nnx.Rngs | None
+    ) -> jax.Array:
         """Lets the carrier tokens of all windows attend to each other."""
-        picture = carriers_to_picture(carriers, self.ct_size, self.grid)
-        if self.carrier_position is not None:
-            picture = picture + self.carrier_position().astype(picture.dtype)
-        picture = self.carrier_layer(picture, rngs)
+        picture = carriers_to_picture(carriers, self.ct_size, grid)
+        # The side of the carriers' picture, or of the largest square in it where it is not one.
+        side = math.isqrt(picture.shape[1])
+        if grid[0] == grid[1]:
+            picture = picture + self.carrier_position(side).astype(picture.dtype)
+        picture = self.carrier_layer(picture, side, rngs)
         # The reference exchanges height and width here, and only here. It changes nothing on a
         # square grid; on others being faithful means the same.
-        return picture_to_carriers(picture, self.ct_size, self.grid[::-1])
+        return picture_to_carriers(picture, self.ct_size, grid[::-1])
 
     def _propagated(self, per_window: jax.Array) -> jax.Array:
         """Carrier tokens [N·windows, ct², C] for each position of their window: [.., side², C]."""

@@ -101,10 +101,25 @@ class BatchNorm(nnx.BatchNorm):
         return mean, var
 
 
-def drop_path(rate: float, *, ndim: int) -> nnx.Dropout:
+class Dropout(nnx.Dropout):
+    """Dropout that says what is missing where it has nothing to draw from."""
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        drops = self.rate > 0 and not self.deterministic
+        # A bare key would serve every branch, and all would draw the same.
+        if drops and not isinstance(rngs, nnx.Rngs):
+            raise ValueError(
+                f"In training mode drop path and dropout draw random numbers, from an nnx.Rngs "
+                f"with a dropout stream, not from {type(rngs).__name__}: call "
+                f"model(images, rngs=nnx.Rngs(dropout=seed)), or model.eval() first."
+            )
+        return super().__call__(x, rngs=rngs)
+
+
+def drop_path(rate: float, *, ndim: int) -> Dropout:
     """Drops a branch for whole entries of the first axis, scaling the kept ones by 1/keep.
 
     Stochastic depth (Huang et al., 2016), as `timm.layers.DropPath`. The first axis is images in a
     convolution block and for carrier tokens, windows in window attention.
     """
-    return nnx.Dropout(rate, broadcast_dims=tuple(range(1, ndim)))
+    return Dropout(rate, broadcast_dims=tuple(range(1, ndim)))

@@ -38,14 +38,13 @@ class PositionEmbedding(nnx.Module):
     Coordinates are (i − side//2) / (side//2) for rows and columns.
     """
 
-    def __init__(self, side: int, features: int, *, dtype, rngs: nnx.Rngs):
-        self.side = side
+    def __init__(self, features: int, *, dtype, rngs: nnx.Rngs):
         self.network = CoordinateNetwork(features, dtype=dtype, rngs=rngs)
 
-    def __call__(self) -> jax.Array:
-        """The embedding, [side², features]."""
-        half = self.side // 2
-        return self.network((_coordinates(0, self.side - 1) - half) / half)
+    def __call__(self, side: int) -> jax.Array:
+        """The embedding of a square of tokens, [side², features]."""
+        half = side // 2
+        return self.network((_coordinates(0, side - 1) - half) / half)
 
 
 class RelativePositionBias(nnx.Module):
@@ -56,21 +55,24 @@ class RelativePositionBias(nnx.Module):
     window's, or those that a picture which is not square has too many) get zero bias.
     """
 
-    def __init__(self, side: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
-        self.side = side
+    def __init__(self, num_heads: int, *, dtype, rngs: nnx.Rngs):
         self.network = CoordinateNetwork(num_heads, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: int) -> jax.Array:
-        """The bias for `tokens` ≥ side² tokens: [heads, tokens, tokens] (query, key)."""
-        reach = self.side - 1
+    def __call__(self, tokens: int, side: int) -> jax.Array:
+        """The bias of `tokens` tokens, the last side² a square: [heads, tokens, tokens].
+
+        The second axis is the query's, the third the key's.
+        """
+        reach = side - 1
         scaled = _coordinates(-reach, reach) / reach * 8
         table = self.network(np.sign(scaled) * np.log2(np.abs(scaled) + 1) / np.log2(8))
-        bias = (16 * jax.nn.sigmoid(table))[self._pairs()]
-        in_front = tokens - self.side**2
+        bias = (16 * jax.nn.sigmoid(table))[_table_rows(side)]
+        in_front = tokens - side**2
         return jnp.pad(bias.transpose(2, 0, 1), ((0, 0), (in_front, 0), (in_front, 0)))
 
-    def _pairs(self) -> np.ndarray:
-        """For each pair of tokens, the row of the coordinate table: [side², side²]."""
-        position = _coordinates(0, self.side - 1).astype(np.int64)
-        relative = position[:, None] - position[None, :] + self.side - 1
-        return relative[..., 0] * (2 * self.side - 1) + relative[..., 1]
+
+def _table_rows(side: int) -> np.ndarray:
+    """For each (query, key) in a square of tokens, its row in the table of relative coordinates."""
+    position = _coordinates(0, side - 1).astype(np.int64)
+    relative = position[:, None] - position[None, :] + side - 1
+    return relative[..., 0] * (2 * side - 1) + relative[..., 1]

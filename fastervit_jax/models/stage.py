@@ -36,10 +36,8 @@ class AttentionStage(nnx.Module):
 
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
         self.number = stage + 1
-        self.any_res = config.any_res
         self.window_size = config.window_size[stage]
-        self.resolution = config.resolution
-        self.geometry = config.geometry(stage)
+        self.build_for(config)
         self.carrier_tokenizer = (
             CarrierTokenizer(config, stage, dtype=dtype, rngs=rngs)
             if config.has_carrier_tokenizer(stage)
@@ -49,6 +47,12 @@ class AttentionStage(nnx.Module):
             HierarchicalAttentionBlock(config, stage, block, dtype=dtype, rngs=rngs)
             for block in range(config.depths[stage])
         )
+
+    def build_for(self, config: FasterViTConfig):
+        """Takes over the image size of `config`, and what follows from it; no weight changes."""
+        self.any_res = config.any_res
+        self.resolution = config.resolution
+        self.geometry = config.geometry(self.number - 1)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         if not self.blocks:
@@ -62,26 +66,27 @@ class AttentionStage(nnx.Module):
         carriers = self.carrier_tokenizer(x) if self.geometry.hierarchical else None
         windows = map_to_windows(x, self.window_size)
         for block in self.blocks:
-            windows, carriers = block(windows, carriers, rngs)
+            windows, carriers = block(windows, carriers, grid, rngs)
         return windows_to_map(windows, self.window_size, grid)[:, :height, :width]
 
     def _check_map(self, x: jax.Array):
         """Raises ValueError where windows or carrier tokens do not fit the map."""
         height, width = x.shape[1:3]
         window = self.window_size
-        built = f"{self.resolution[0]}×{self.resolution[1]}"
+        remedy = (
+            f"This model is built for images of {self.resolution[0]}×{self.resolution[1]}: resize "
+            f"the image, or use model.at_resolution((height, width))."
+        )
         if not self.any_res and (height % window or width % window):
             raise ValueError(
                 f"The image gives stage {self.number} a map of {height}×{width}, which windows of "
-                f"{window}×{window} do not tile. This model is built for images of {built}: resize "
-                f"the image, or create the model with resolution=… (an any_res model takes any)."
+                f"{window}×{window} do not tile. {remedy}"
             )
         grid = (-(-height // window), -(-width // window))
         if self.geometry.hierarchical and grid != self.geometry.window_grid:
             rows, columns = self.geometry.window_grid
             raise ValueError(
                 f"The image gives stage {self.number} a map of {height}×{width}, "
-                f"{grid[0]}×{grid[1]} windows, but the model's carrier tokens are built for "
-                f"{rows}×{columns} windows: images of {built}. Resize the image, or create the "
-                f"model with resolution=… for this size (an any_res model where it is not square)."
+                f"{grid[0]}×{grid[1]} windows, but its carrier tokens are planned for "
+                f"{rows}×{columns} windows. {remedy}"
             )

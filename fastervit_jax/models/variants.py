@@ -5,6 +5,7 @@ Source: the official registry, `fastervit/models/faster_vit.py` and `faster_vit_
 
 import difflib
 import fnmatch
+from collections.abc import Iterable
 
 from fastervit_jax.models.config import FasterViTConfig
 
@@ -35,20 +36,23 @@ _SQUARE = {
 }
 
 
-def _any_res_sibling(name: str, options: dict) -> tuple[str, dict]:
-    is_21k = "_21k_" in name
-    sibling = f"{name}_any_res" if is_21k else name.replace("_224", "_any_res")
+def any_res_sibling(name: str) -> str:
+    """The name of a square model's any_res sibling."""
+    return f"{name}_any_res" if "_21k_" in name else name.replace("_224", "_any_res")
+
+
+def _any_res_options(name: str) -> dict:
     # The official registry gives number 2 a height of its own.
     resolution = (541, 960) if name == "faster_vit_2_224" else (576, 960)
-    changed = dict(options, any_res=True, resolution=resolution)
-    if is_21k:
-        changed["drop_path_rate"] = 0.3
-    return sibling, changed
+    options = dict(_SQUARE[name], any_res=True, resolution=resolution)
+    if "_21k_" in name:
+        options["drop_path_rate"] = 0.3
+    return options
 
 
 VARIANTS: dict[str, dict] = {
     **_SQUARE,
-    **dict(_any_res_sibling(name, options) for name, options in _SQUARE.items()),
+    **{any_res_sibling(name): _any_res_options(name) for name in _SQUARE},
 }
 """Options of each published network, by its official name."""
 
@@ -65,24 +69,27 @@ def variant_config(name: str, **overrides) -> FasterViTConfig:
         ValueError: the name is unknown, or an option is unknown or impossible; the message says
             what would do.
     """
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(str(name), VARIANTS, n=3, cutoff=0.5)
-        hint = f"Nearest: {', '.join(near)}. " if near else ""
-        raise ValueError(f"Unknown model {name!r}. {hint}All: {', '.join(VARIANTS)}.")
-    options = FasterViTConfig.__dataclass_fields__
-    for key in overrides:
-        if key not in options:
-            near = difflib.get_close_matches(key, options, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"Unknown model option {key!r}.{hint} Options: {', '.join(sorted(options))}."
-            )
-    if "any_res" in overrides and overrides["any_res"] != VARIANTS[name].get("any_res", False):
+    _check_known("model", name, VARIANTS)
+    for option in overrides:
+        _check_known("model option", option, FasterViTConfig.__dataclass_fields__)
+    any_res = VARIANTS[name].get("any_res", False)
+    if overrides.get("any_res", any_res) is not any_res:
         raise ValueError(
-            f"any_res is part of the model's name: choose between {name!r} and its sibling, "
-            f"among {', '.join(list_models('*_any_res'))}."
+            f"any_res is part of a model's name, and {name} is {'' if any_res else 'not '}one: "
+            f"choose among {', '.join(VARIANTS)}."
         )
     try:
         return FasterViTConfig(**{**VARIANTS[name], **overrides})
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        hint = ""
+        if not any_res and not {"resolution", "window_size"}.isdisjoint(overrides):
+            hint = f" The any_res sibling of {name} is {any_res_sibling(name)}."
+        raise ValueError(f"{name}: {error}{hint}") from None
+
+
+def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    if isinstance(name, str) and name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"Nearest: {', '.join(near)}. " if near else ""
+    raise ValueError(f"Unknown {kind} {name!r}. {hint}All: {', '.join(known)}.")
