@@ -37,7 +37,7 @@ def get_config():
     config.cutmix_alpha = 0.0
     config.erasing_probability = 0.0
 
-    config.epochs = 30
+    config.epochs = 20
     config.cooldown_epochs = 0
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_epochs = 3.0
@@ -46,7 +46,7 @@ def get_config():
 
     config.evaluation.batch_size = 128
     config.evaluation.crop_fraction = 1.0
-    config.evaluation.every_epochs = 5
+    config.evaluation.every_epochs = 2
     config.checkpoint.every_epochs = 10
     config.log_every_steps = 20
     return config

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -17,10 +17,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     def guarded(argv: list[str]) -> int | None:
         if len(argv) > 1:
             raise ValueError(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
+        if not flags.FLAGS["verbosity"].present:
+            # Orbax tells every detail of a save at absl's default level; --verbosity=0 shows it.
+            logging.set_verbosity(logging.WARNING)
         return main(argv)
 
-    # Orbax tells every detail of a save at the default level; --verbosity=0 brings it back.
-    flags.FLAGS.set_default("verbosity", -1)
     try:
         app.run(_refusing(guarded), flags_parser=_refusing(_parse_flags))
     except KeyboardInterrupt:

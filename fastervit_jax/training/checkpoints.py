@@ -1,17 +1,33 @@
-"""Saving and restoring train states with Orbax."""
+"""Saving and restoring train states with Orbax.
+
+A checkpoint `checkpoints/STEP` has four parts, so that each can be read without the others: `model`
+(parameters and statistics), `average` (their moving average), `training` (step and optimizer) and
+`about` (what it belongs to, as JSON).
+"""
 
 import orbax.checkpoint as ocp
 from etils import epath
 
+from fastervit_jax.models.functional import Arrays
 from fastervit_jax.training.state import TrainState
+
+_FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints of a work directory: `checkpoints/STEP`, written in the background."""
+    """The checkpoints of a work directory, written in the background."""
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int = 3):
+    def __init__(self, workdir: epath.PathLike, *, keep: int | None = None, about=None):
+        """Opens them.
+
+        Args:
+            workdir: the work directory.
+            keep: how many of the newest to keep; None keeps all.
+            about: JSON values saved with each checkpoint.
+        """
+        self._about = {"format": _FORMAT, **(about or {})}
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir) / "checkpoints",
+            epath.Path(workdir).resolve() / "checkpoints",
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
 
@@ -22,21 +38,56 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState) -> None:
         """Starts saving a state; it may be donated to the next step at once."""
-        self._manager.save(step, args=ocp.args.StandardSave(_as_dict(state)))
+        parts = {name: ocp.args.StandardSave(part) for name, part in _parts(state).items()}
+        about = ocp.args.JsonSave(self._about)
+        self._manager.save(step, args=ocp.args.Composite(**parts, about=about))
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """Reads a state onto the shapes and shardings of `abstract`."""
-        args = ocp.args.StandardRestore(_as_dict(abstract))
-        return TrainState(**self._manager.restore(step, args=args))
+        """Reads a state onto the shapes and shardings of `abstract` (`state.abstract_on_mesh`)."""
+        parts = self._read(step, **_parts(abstract))
+        return TrainState(
+            step=parts["training"]["step"],
+            params=parts["model"]["params"],
+            statistics=parts["model"]["statistics"],
+            optimizer=parts["training"]["optimizer"],
+            average=parts["average"],
+        )
 
-    def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
+    def restore_model(
+        self, step: int, params: Arrays, statistics: Arrays, *, average: bool
+    ) -> tuple[Arrays, Arrays]:
+        """Reads parameters and statistics alone, of the moving average or of the model itself.
+
+        Args:
+            step: a saved step.
+            params: shapes (and shardings) of the parameters.
+            statistics: the same of the statistics.
+            average: whether to read the moving average.
+        """
+        if average:
+            arrays = self._read(step, average={**params, **statistics})["average"]
+            return ({name: arrays[name] for name in params}, {n: arrays[n] for n in statistics})
+        model = self._read(step, model={"params": params, "statistics": statistics})["model"]
+        return model["params"], model["statistics"]
+
+    def about(self, step: int) -> dict:
+        """What was saved beside the arrays."""
+        return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
+            "about"
+        ]
 
     def close(self) -> None:
         """Finishes what is being saved."""
         self._manager.close()
 
+    def _read(self, step: int, **abstract_parts):
+        args = {name: ocp.args.StandardRestore(part) for name, part in abstract_parts.items()}
+        return self._manager.restore(step, args=ocp.args.Composite(**args))
 
-def _as_dict(state: TrainState) -> dict:
-    return {field: getattr(state, field) for field in TrainState.__dataclass_fields__}
+
+def _parts(state: TrainState) -> dict:
+    return {
+        "model": {"params": state.params, "statistics": state.statistics},
+        "average": state.average,
+        "training": {"step": state.step, "optimizer": state.optimizer},
+    }

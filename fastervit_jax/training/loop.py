@@ -27,6 +27,7 @@ from fastervit_jax.training.state import (
     new_state,
 )
 from fastervit_jax.training.step import compile_train_step, make_train_step
+from fastervit_jax.training.workdir import save_config
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluation:
@@ -58,8 +59,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
 
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    save_config(config, workdir)
+    about = {"class_names": list(training.class_names)}
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, about=about)
     start = checkpoints.latest_step or 0
     abstract_state = abstract_on_mesh(initial_state, mesh)
     if start:
