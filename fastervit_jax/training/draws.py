@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 
 
-def uniform(
-    key: jax.Array, shape: tuple[int, ...] = (), low: float = 0.0, high: float = 1.0
-) -> jax.Array:
-    """Float32 numbers, uniform from `low` to `high`, whatever JAX's default dtype is."""
-    return jax.random.uniform(key, shape, jnp.float32, low, high)
+def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Numbers uniform in [0, 1), float32 whatever JAX's default dtype is."""
+    return jax.random.uniform(key, shape, jnp.float32)
+
+
+def index_below(count: int | jax.Array, number: jax.Array) -> jax.Array:
+    """Turns a number uniform in [0, 1) into an integer uniform in 0 .. count - 1, int32."""
+    return jnp.floor(number * count).astype(jnp.int32)
 
 
 def inside_box(box: jax.Array, height: int, width: int) -> jax.Array:

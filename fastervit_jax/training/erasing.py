@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fastervit_jax.training.draws import check_probability, inside_box, uniform
+from fastervit_jax.training.draws import check_probability, index_below, inside_box, uniform
 
 # timm tries this often for a rectangle that is smaller than the image, then leaves it whole.
 ERASING_ATTEMPTS = 10
@@ -99,19 +99,20 @@ def draw_erasing(
     log_aspect = [math.log(limit) for limit in aspect]
 
     def draw_one(image_index: jax.Array) -> jax.Array:
-        keys = jax.random.split(jax.random.fold_in(key, image_index), 5)
-        attempts = (ERASING_ATTEMPTS,)
-        target_area = uniform(keys[0], attempts, *area) * height * width
-        ratio = jnp.exp(uniform(keys[1], attempts, *log_aspect))
+        numbers = uniform(jax.random.fold_in(key, image_index), (2 * ERASING_ATTEMPTS + 3,))
+        of_area, of_aspect, (erasing, y, x) = jnp.split(
+            numbers, [ERASING_ATTEMPTS, 2 * ERASING_ATTEMPTS]
+        )
+        target_area = (area[0] + (area[1] - area[0]) * of_area) * height * width
+        ratio = jnp.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * of_aspect)
         heights = jnp.rint(jnp.sqrt(target_area * ratio)).astype(jnp.int32)
         widths = jnp.rint(jnp.sqrt(target_area / ratio)).astype(jnp.int32)
         fits = (heights < height) & (widths < width)
-        first_fit = jnp.argmax(fits)
-        h, w = heights[first_fit], widths[first_fit]
-        # Where none of the attempts fits, `h` or `w` may exceed the image; nothing is erased then.
-        top = jax.random.randint(keys[2], (), 0, jnp.maximum(height - h, 0) + 1)
-        left = jax.random.randint(keys[3], (), 0, jnp.maximum(width - w, 0) + 1)
-        is_erased = fits.any() & (uniform(keys[4]) < probability)
+        # The first attempt that fits; where none does, the first one, and nothing is erased.
+        chosen = jnp.argmax(fits)
+        h, w = heights[chosen], widths[chosen]
+        top, left = index_below(height - h + 1, y), index_below(width - w + 1, x)
+        is_erased = fits.any() & (erasing < probability)
         return jnp.where(is_erased, jnp.stack([top, top + h, left, left + w]), 0)
 
     return jax.vmap(draw_one)(image_indices).astype(jnp.int32)

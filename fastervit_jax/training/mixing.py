@@ -10,7 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fastervit_jax.training.draws import check_divisible, check_probability, inside_box, uniform
+from fastervit_jax.training.draws import (
+    check_divisible,
+    check_probability,
+    index_below,
+    inside_box,
+    uniform,
+)
 from fastervit_jax.training.losses import smooth_one_hot
 
 
@@ -119,8 +125,13 @@ def draw_mixing(
     _check_alpha("cutmix_alpha", cutmix_alpha)
     check_probability("switch_probability", switch_probability)
     check_probability("probability", probability)
-    if mixup_alpha == 0 and cutmix_alpha == 0:
-        probability = 0.0
+    groups = group_indices.shape[0]
+    if probability == 0 or (mixup_alpha == 0 and cutmix_alpha == 0):
+        return MixingDraw(
+            lam=jnp.ones(groups, jnp.float32),
+            use_cutmix=jnp.zeros(groups, bool),
+            boxes=jnp.zeros((groups, 4), jnp.int32),
+        )
     if mixup_alpha == 0:
         switch_probability = 1.0
     elif cutmix_alpha == 0:
@@ -128,17 +139,16 @@ def draw_mixing(
     height, width = image_size
 
     def draw_one(group_index: jax.Array) -> MixingDraw:
-        keys = jax.random.split(jax.random.fold_in(key, group_index), 5)
-        is_mixed = uniform(keys[0]) < probability
-        use_cutmix = is_mixed & (uniform(keys[1]) < switch_probability)
+        number_key, lam_key = jax.random.split(jax.random.fold_in(key, group_index))
+        mixing, switching, y, x = uniform(number_key, (4,))
+        is_mixed = mixing < probability
+        use_cutmix = is_mixed & (switching < switch_probability)
         # An alpha of 0 is never the chosen one; 1 stands in for it.
         alpha = jnp.where(use_cutmix, cutmix_alpha or 1.0, mixup_alpha or 1.0)
-        lam = jax.random.beta(keys[2], alpha, alpha, dtype=jnp.float32)
+        lam = jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32)
         lam = jnp.where(is_mixed, lam, 1.0)
 
-        center_y = jax.random.randint(keys[3], (), 0, height)
-        center_x = jax.random.randint(keys[4], (), 0, width)
-        box = _cutmix_box(lam, center_y, center_x, height, width)
+        box = _cutmix_box(lam, index_below(height, y), index_below(width, x), height, width)
         top, bottom, left, right = box
         share_outside = 1.0 - ((bottom - top) * (right - left)) / (height * width)
         lam = jnp.where(use_cutmix, share_outside, lam).astype(jnp.float32)
