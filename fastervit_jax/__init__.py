@@ -1,8 +1,9 @@
 """FasterViT: Fast Vision Transformers with Hierarchical Attention, in JAX and Flax NNX."""
 
+from fastervit_jax.conversion.weights import save_model
 from fastervit_jax.create import create_model
 from fastervit_jax.models import FasterViT, FasterViTConfig, list_models
 
 __version__ = "0.1.0"
 
-__all__ = ["FasterViT", "FasterViTConfig", "create_model", "list_models"]
+__all__ = ["FasterViT", "FasterViTConfig", "create_model", "list_models", "save_model"]

@@ -1,0 +1,63 @@
+"""How each network wants its images: size, crop, mean and standard deviation."""
+
+import dataclasses
+from typing import Literal
+
+from fastervit_jax.models import variant_config
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From a decoded RGB image to a network's input.
+
+    The image is resized bicubically and cropped (`fastervit_jax.data.decode_eval`), divided by 255,
+    and normalised by mean and standard deviation, channel by channel.
+
+    Attributes:
+        resolution: (height, width) of the crop, in pixels.
+        crop_mode: "center" keeps the aspect and crops the middle, "squash" ignores it.
+        crop_fraction: the crop's share of the resized image.
+        mean: of each channel, for values from 0 to 1.
+        std: standard deviation of each channel.
+    """
+
+    resolution: tuple[int, int]
+    crop_mode: Literal["center", "squash"]
+    crop_fraction: float
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+# The official `default_cfgs`, by what model names begin with (an any_res model's like its
+# sibling's).
+_CROPS = {
+    "faster_vit_0": ("center", 0.875),
+    "faster_vit_4_21k_224": ("squash", 0.95),
+    "faster_vit_4_21k_384": ("squash", 1.0),
+    "faster_vit_4_21k_512": ("squash", 1.0),
+    "faster_vit_4_21k_768": ("squash", 0.93),
+}
+_USUAL_CROP = ("center", 1.0)
+
+ROBUSTNESS_CROP = ("center", 0.875)
+"""Crop mode and fraction for ImageNet-A, -R and -V2, whatever the model (README of the official
+repository)."""
+
+
+def default_preprocessing(name: str, resolution: tuple[int, int] | None = None) -> Preprocessing:
+    """The published preprocessing of a model.
+
+    Args:
+        name: an official model name.
+        resolution: (height, width) where it is not the model's own.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    own_resolution = variant_config(name).resolution
+    matching = (crop for prefix, crop in _CROPS.items() if name.startswith(prefix))
+    mode, fraction = next(matching, _USUAL_CROP)
+    return Preprocessing(tuple(resolution or own_resolution), mode, fraction)
