@@ -31,12 +31,12 @@ class DamagedImageError(ValueError):
 
 def height_and_width(resolution: Resolution) -> tuple[int, int]:
     """`224` → `(224, 224)`; `(height, width)` stays. Raises ValueError for anything else."""
-    pair = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+    sides = tuple(resolution) if isinstance(resolution, list | tuple) else (resolution,) * 2
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(
             f"resolution must be a positive integer or (height, width), not {resolution!r}."
         )
-    return pair
+    return sides
 
 
 def decode_rgb(encoded: bytes) -> Image.Image:

@@ -4,6 +4,7 @@ Grain does the work: its workers are spawned, each takes every n-th step, and ar
 shared memory. What is added here makes it fail loudly and clean up.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -53,14 +54,21 @@ class StepIterator(Iterator[Any]):
             raise ValueError(f"num_workers must be 0 or more, not {num_workers}.")
         if not 0 <= start <= stop:
             raise ValueError(f"The steps must run from 0 or later, not from {start} to {stop}.")
+        self._remaining = stop - start
         self._iterator = None
-        if start < stop:
-            self._iterator = _grain_iterator(make, start, stop, min(num_workers, stop - start))
+        if self._remaining:
+            workers = min(num_workers, self._remaining)
+            self._iterator = _grain_iterator(make, start, stop, workers)
 
     def __next__(self) -> Any:
+        # Counted here: Grain's own StopIteration would bring a traceback that keeps the last
+        # arrays, and their shared memory, alive.
+        if not self._remaining:
+            self.close()
         if self._iterator is None:
             raise StopIteration
         try:
+            self._remaining -= 1
             return next(self._iterator)
         except BaseException as error:
             self.close()
@@ -77,6 +85,10 @@ class StepIterator(Iterator[Any]):
         iterator, self._iterator = self._iterator, None
         if iterator is not None:
             iterator.close()
+            del iterator
+            # Its threads' last frames hold the last arrays in reference cycles; shared memory
+            # that is left to the end of the process is reported as leaked.
+            gc.collect()
 
     def __enter__(self) -> "StepIterator":
         return self

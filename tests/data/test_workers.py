@@ -1,0 +1,143 @@
+"""Worker processes: what happens when one dies, fails, or is no longer wanted."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastervit_jax.data.workers import StepIterator, discard, new_array
+
+
+class UnpicklableError(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+class Steps:
+    """Large arrays, their names in a log, with an accident at one step."""
+
+    def __init__(self, log, accident=None, at=4):
+        self.log, self.accident, self.at = log, accident, at
+
+    def __call__(self, step):
+        array = new_array((50_000,), np.int64, shared=True)
+        array[:] = step
+        with open(self.log, "a") as log:
+            log.write(f"{step} {array.shm.name}\n")
+        if step == self.at and self.accident:
+            discard(array)
+            if self.accident == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.accident == "unpicklable":
+                raise UnpicklableError("one", "two")
+            raise ValueError("step 4 went wrong")
+        return {"step": array, "pid": os.getpid()}
+
+
+def children():
+    return [process for process in multiprocessing.active_children() if process.is_alive()]
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "arrays"
+
+
+def left_in_memory(log):
+    """Steps whose arrays are still in shared memory."""
+    arrays = [line.split() for line in log.read_text().splitlines()]
+    gc.collect()
+    return [int(step) for step, name in arrays if Path("/dev/shm", name.strip("/")).exists()]
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+def test_arrays_come_in_order_in_shared_memory_and_leave_nothing_behind(log):
+    pids = set()
+    with StepIterator(Steps(log), 3, 12, 2) as steps:
+        for expected, element in enumerate(steps, start=3):
+            assert hasattr(element["step"], "shm")
+            assert (element["step"] == expected).all()
+            pids.add(element["pid"])
+    assert expected == 11 and len(pids) == 2 and os.getpid() not in pids
+    assert left_in_memory(log) == [11]
+    del element
+    wait_until(lambda: not children() and not left_in_memory(log))
+
+
+@pytest.mark.parametrize(
+    ("accident", "error", "says"),
+    [
+        ("killed", RuntimeError, "worker process of the loader died.*exit code -9.*fewer workers"),
+        ("raises", ValueError, "step 4 went wrong"),
+        ("unpicklable", RuntimeError, "UnpicklableError: one and two"),
+    ],
+)
+def test_an_accident_in_a_worker_is_an_error_within_seconds(log, accident, error, says):
+    steps = StepIterator(Steps(log, accident), 0, 10, 2)
+    seen = []
+    with pytest.raises(error, match=says):
+        for element in steps:
+            seen.append(int(element["step"][0]))
+            arrived = time.monotonic()
+    assert time.monotonic() - arrived < 8
+    assert seen == list(range(4))
+    assert next(steps, "end") == "end"
+    del element
+    # What a killed worker was at is freed with the run, by Python's resource tracker.
+    lost = {4} if accident == "killed" else set()
+    wait_until(lambda: not children() and set(left_in_memory(log)) <= lost)
+
+
+def test_without_workers_errors_are_the_same(log):
+    with pytest.raises(ValueError, match="step 4 went wrong"):
+        list(StepIterator(Steps(log, "raises"), 0, 10, 0))
+
+
+def test_closing_early_stops_the_workers(log):
+    steps = StepIterator(Steps(log), 0, 1000, 2)
+    next(steps)
+    assert children()
+    steps.close()
+    wait_until(lambda: not children() and not left_in_memory(log))
+    assert next(steps, "end") == "end"
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """SIGKILL leaves the parent no time to stop them. Runs unparsed absl flags, too."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, numpy as np
+            from fastervit_jax.data.workers import StepIterator
+
+            def make(step):
+                return {"array": np.full(50_000, step), "pid": os.getpid()}
+
+            if __name__ == "__main__":
+                steps = StepIterator(make, 0, 100, 2)
+                first, second = next(steps), next(steps)
+                print(first["pid"], second["pid"], first["array"].shm.name, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    *pids, array = done.stdout.decode().split()
+    left = [Path("/proc", pid) for pid in pids] + [Path("/dev/shm", array.strip("/"))]
+    wait_until(lambda: len(left) == 3 and not any(path.exists() for path in left))
