@@ -107,3 +107,21 @@ class FasterViT(nnx.Module):
                 f"The images are {images.dtype}; expected {expected}: divide by 255, subtract the "
                 f"mean and divide by the standard deviation first."
             )
+
+
+def abstract_model(config: FasterViTConfig, *, dtype=jnp.float32) -> FasterViT:
+    """A network with shapes in place of weights: for counting them, or filling them in.
+
+    `nnx.eval_shape`, which with `nnx.Rngs` takes seconds for large networks.
+    """
+    return nnx.eval_shape(lambda: FasterViT(config, dtype=dtype, rngs=_SameKey()))
+
+
+class _SameKey:
+    """Stands in for `nnx.Rngs` where nothing is drawn."""
+
+    def __init__(self):
+        self._key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        return self._key

@@ -130,10 +130,26 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
         raise _refused("model.num_classes", config.model.num_classes, "at least one class")
     if network.in_chans != 3:
         raise _refused("model.in_chans", network.in_chans, "3: images are read as RGB")
-    if config.model.dtype not in ("float32", "bfloat16"):
-        raise _refused("model.dtype", config.model.dtype, "float32 or bfloat16")
     if not 0 <= config.seed < 2**32:
         raise _refused("seed", config.seed, "an integer from 0 to 2**32 - 1")
+
+    for key in ("crop.scale", "crop.ratio"):
+        _check(
+            config,
+            key,
+            lambda value: len(value) == 2 and 0 < value[0] <= value[1],
+            "a pair (smallest, largest) of positive numbers",
+        )
+    _check(config, "crop.scale", lambda value: value[1] <= 1, "shares of at most 1")
+    for key, choices in (
+        ("model.dtype", ("float32", "bfloat16")),
+        ("crop.interpolation", ("bilinear", "bicubic", "random")),
+        ("optimizer.name", ("adamw", "lamb", "sgd")),
+        ("evaluation.crop_mode", ("center", "squash")),
+    ):
+        _check(
+            config, key, lambda value, choices=choices: value in choices, " or ".join(choices)
+        )
 
     for key in (
         "batch_size",
@@ -149,6 +165,7 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
         _check(config, key, lambda value: value >= 0, "0 or more")
     for key in ("flip", "cutmix_probability", "mixing_probability", "erasing_probability"):
         _check(config, key, lambda value: 0 <= value <= 1, "a probability, 0 to 1")
+    _check(config, "evaluation.crop_fraction", lambda value: 0 < value <= 1, "above 0, at most 1")
     for key in ("label_smoothing", "average_decay"):
         _check(config, key, lambda value: 0 <= value < 1, "0 or more, below 1")
     for key in ("learning_rate", "warmup_start", "minimum", "weight_decay", "clip_norm"):

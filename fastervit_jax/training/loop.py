@@ -45,6 +45,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     """
     mesh = make_mesh(**config.mesh)
     check_config(config, batch_shards=batch_shards(mesh), hosts=jax.process_count())
+    recipe.train_transform(config)  # refuses a bad one before anything is written
     training, validation = recipe.open_data(config)
     epoch_steps = steps_per_epoch(len(training), config.batch_size)
     total_steps = (config.epochs + config.cooldown_epochs) * epoch_steps

@@ -45,21 +45,32 @@ def open_data(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
     return training, validation
 
 
+def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
+    """What happens to a training image on the host.
+
+    Raises:
+        ValueError: `config.rand_augment` is no RandAugment string.
+    """
+    try:
+        return TrainTransform(
+            model_config(config).resolution,
+            scale=config.crop.scale,
+            ratio=config.crop.ratio,
+            interpolation=config.crop.interpolation,
+            flip=config.flip,
+            rand_augment=config.rand_augment,
+        )
+    except ValueError as error:
+        raise ValueError(f"config.rand_augment={config.rand_augment!r}: {error}") from None
+
+
 def train_loader(
     config: ml_collections.ConfigDict, source: Source, start_step: int, num_steps: int
 ) -> TrainLoader:
     """This host's training batches from a step on."""
-    transform = TrainTransform(
-        model_config(config).resolution,
-        scale=config.crop.scale,
-        ratio=config.crop.ratio,
-        interpolation=config.crop.interpolation,
-        flip=config.flip,
-        rand_augment=config.rand_augment,
-    )
     return train_batches(
         source,
-        transform,
+        train_transform(config),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,

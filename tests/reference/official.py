@@ -8,22 +8,32 @@ import math
 
 import fastervit.models.faster_vit
 import fastervit.models.faster_vit_any_res
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
 
 from fastervit_jax.conversion.names import from_torch_layout, torch_name
-from fastervit_jax.models import FasterViT, variant_config
+from fastervit_jax.models import VARIANTS, FasterViT, abstract_model, variant_config
 
 DERIVED = ("relative_coords_table", "relative_position_index", "relative_bias")
 
 
 def official_model(name: str, *, seed: int = 0, **options) -> torch.nn.Module:
-    """The official network in float64 and inference mode, with informative weights."""
-    package = fastervit.models
-    module = package.faster_vit_any_res if "any_res" in name else package.faster_vit
-    model = getattr(module, name)(**options).double().eval()
+    """The official network in float64 and inference mode, with informative weights.
+
+    Built by its class, since the official functions do not let every option be chosen;
+    `test_variants.py` compares these functions' own choices with ours.
+    """
+    options = {"ct_size": 2, "mlp_ratio": 4, "window_size": (7, 7, 7, 7)} | VARIANTS[name] | options
+    if options.pop("any_res", False):
+        package = fastervit.models.faster_vit_any_res
+    else:
+        package = fastervit.models.faster_vit
+        resolution = options.get("resolution", 224)
+        options["resolution"] = resolution[0] if isinstance(resolution, tuple) else resolution
+    model = package.FasterViT(**options).double().eval()
     randomise(model, seed)
     return model
 
@@ -60,9 +70,7 @@ def flat_state(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 def our_model(name: str, theirs: torch.nn.Module, *, dtype=jnp.float32, **options) -> FasterViT:
     """Our network in inference mode with the official weights, in float32 or a wider `dtype`."""
-    model = nnx.eval_shape(
-        lambda: FasterViT(variant_config(name, **options), dtype=dtype, rngs=nnx.Rngs(0))
-    )
+    model = abstract_model(variant_config(name, **options), dtype=dtype)
     param_dtype = jnp.promote_types(dtype, jnp.float32)
     copy_weights(theirs, model, param_dtype)
     model.eval()
@@ -76,6 +84,24 @@ def copy_weights(theirs: torch.nn.Module, model: nnx.Module, dtype=jnp.float32) 
         value = from_torch_layout(state[torch_name(name)].numpy())
         assert value.shape == variable.shape, name
         variable.set_value(jnp.asarray(value, dtype))
+
+
+def quick_jit(function):
+    """`jax.jit` for what runs once: compiles in half the time, to slower code."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def our_outputs(model: FasterViT, nhwc: np.ndarray) -> tuple[np.ndarray, list]:
+    """Logits and the four stages' maps of our model, computed in one compiled pass."""
+    graph, state = nnx.split(model)
+
+    @quick_jit
+    def run(state, batch):
+        model = nnx.merge(graph, state)
+        maps = model.features(batch)
+        return model.classify(maps[-1]), maps
+
+    return run(state, jnp.asarray(nhwc, jnp.promote_types(model.dtype, jnp.float32)))
 
 
 def images(n: int, height: int, width: int, channels: int = 3, seed: int = 1) -> np.ndarray:

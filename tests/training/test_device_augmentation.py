@@ -5,15 +5,13 @@ wrong distribution.
 """
 
 import dataclasses
-import os
-import subprocess
-import sys
-import textwrap
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from fastervit_jax.training.device_augmentation import (
@@ -251,74 +249,64 @@ def test_double_precision_changes_no_draw(images, labels):
         np.testing.assert_allclose(array, other, atol=1e-5)
 
 
-EIGHT_DEVICES = """
-    import re
+COLLECTIVE = re.compile("all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all")
 
-    import jax, jax.numpy as jnp, numpy as np
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
-    from fastervit_jax.training.device_augmentation import AugmentationSettings, augment
 
-    assert jax.device_count() == 8
-    COLLECTIVE = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all|ragged"
+def run_on_mesh(function, shape, axis_type=AxisType.Auto):
+    """Collectives in the compiled `function(key, images, labels, mesh)`, and its results."""
+    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(axis_type,) * 3)
+    batch = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
-    labels = np.arange(32) % 10
-    key = jax.random.key(7)
-    settings = AugmentationSettings(num_classes=10, group_size=4, erasing_probability=0.5)
-
-    def on_mesh(shape, function, axis_type=AxisType.Auto):
-        axes = ("data", "fsdp", "tensor")
-        mesh = jax.make_mesh(shape, axes, axis_types=(axis_type,) * 3)
-        batch = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        arguments = key, jax.device_put(images, batch), jax.device_put(labels, batch)
-        step = jax.jit(lambda *arguments: function(*arguments, mesh))
-        collectives = re.findall(COLLECTIVE, step.lower(*arguments).compile().as_text())
-        return sorted(set(collectives)), step(*arguments)
-
-    def right(key, images, labels, mesh):
-        return augment(key, images, labels, settings, mesh=mesh)
-
-    alone = jax.jit(lambda *arguments: augment(*arguments, settings))(key, images, labels)
-    for shape, axis_type in [
-        ((8, 1, 1), AxisType.Auto), ((4, 2, 1), AxisType.Explicit), ((2, 2, 2), AxisType.Auto)
-    ]:
-        collectives, results = on_mesh(shape, right, axis_type)
-        assert not collectives, (shape, collectives)
-        # Lambda may differ by a rounding, as compilers vectorise its logarithms differently.
-        for array, expected in zip(results, alone):
-            np.testing.assert_allclose(array, expected, atol=1e-5)
-
-    # Planted: the same computation left to the compiler, and mixing across devices.
-    def without_mesh(key, images, labels, mesh):
-        return augment(key, images, labels, settings)
-
-    def across_devices(key, images, labels, mesh):
-        return images // 2 + images[::-1] // 2
-
-    for wrong in (without_mesh, across_devices):
-        collectives, _ = on_mesh((8, 1, 1), wrong)
-        assert collectives, wrong
-        print(wrong.__name__, collectives)
-    print("no collective")
-"""
-
-
-def test_no_collective_on_eight_devices_and_the_same_result():
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        # The program matters here, not its speed: LLVM need not optimise it.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 "
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    arguments = (
+        KEY,
+        jax.device_put(images, batch),
+        jax.device_put(np.arange(32) % 8, batch),
     )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1] == "no collective"
+    lowered = jax.jit(lambda *arguments: function(*arguments, mesh)).lower(*arguments)
+    # What the program does matters here, not its speed: LLVM need not optimise it.
+    program = lowered.compile({"xla_backend_optimization_level": 0})
+    return set(COLLECTIVE.findall(program.as_text())), program(*arguments)
+
+
+def augment_on_mesh(key, images, labels, mesh):
+    return augment(key, images, labels, SETTINGS, mesh=mesh)
+
+
+def augment_without_mesh(key, images, labels, mesh):
+    return augment(key, images, labels, SETTINGS)
+
+
+def mix_across_devices(key, images, labels, mesh):
+    return images // 2 + images[::-1] // 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis_type"),
+    [
+        ((8, 1, 1), AxisType.Auto),
+        ((4, 2, 1), AxisType.Explicit),
+        ((2, 2, 2), AxisType.Auto),
+    ],
+)
+def test_no_collective_on_eight_devices_and_the_same_result(shape, axis_type, on_one_device):
+    assert jax.device_count() == 8
+    collectives, results = run_on_mesh(augment_on_mesh, shape, axis_type)
+    assert not collectives
+    # Lambda may differ by a rounding, as compilers vectorise its logarithms differently.
+    for array, expected in zip(results, on_one_device, strict=True):
+        np.testing.assert_allclose(array, expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    _, results = run_on_mesh(augment_without_mesh, (1, 1, 1))
+    return results
+
+
+@pytest.mark.parametrize("planted", [augment_without_mesh, mix_across_devices])
+def test_a_collective_would_be_noticed(planted):
+    collectives, _ = run_on_mesh(planted, (8, 1, 1))
+    assert collectives
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -329,7 +317,7 @@ def refuse(change):
     change = dict(change)
     images, labels = change.pop("images", images), change.pop("labels", labels)
     settings = dataclasses.replace(SETTINGS, **{"group_size": 4, **change})
-    augment(KEY, images, labels, settings)
+    jax.eval_shape(lambda: augment(KEY, images, labels, settings))
 
 
 @pytest.mark.parametrize(
