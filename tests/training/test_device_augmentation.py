@@ -28,10 +28,16 @@ LEVEL = 1e-3
 KEY = jax.random.key(0)
 DRAWS = 20_000
 
-# Compiled once for each shape and setting.
-compiled_augment = jax.jit(augment, static_argnames="settings")
-compiled_mix = jax.jit(mix, static_argnames=("num_classes", "group_size"))
-compiled_erasing = jax.jit(random_erasing, static_argnames="probability")
+# Compiled once for each shape and setting. What the program does matters here and not its speed,
+# so LLVM need not optimise it.
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
+compiled_augment = jax.jit(augment, static_argnames="settings", compiler_options=QUICK_COMPILATION)
+compiled_mix = jax.jit(
+    mix, static_argnames=("num_classes", "group_size"), compiler_options=QUICK_COMPILATION
+)
+compiled_erasing = jax.jit(
+    random_erasing, static_argnames="probability", compiler_options=QUICK_COMPILATION
+)
 
 
 @pytest.fixture
@@ -263,8 +269,7 @@ def run_on_mesh(function, shape, axis_type=AxisType.Auto):
         jax.device_put(np.arange(32) % 8, batch),
     )
     lowered = jax.jit(lambda *arguments: function(*arguments, mesh)).lower(*arguments)
-    # What the program does matters here, not its speed: LLVM need not optimise it.
-    program = lowered.compile({"xla_backend_optimization_level": 0})
+    program = lowered.compile(QUICK_COMPILATION)
     return set(COLLECTIVE.findall(program.as_text())), program(*arguments)
 
 
