@@ -54,7 +54,7 @@ class TfdsSource:
         except ValueError as error:
             raise ValueError(
                 f"tfds:{self._name} has no split {self._split!r}: choose from "
-                f"{', '.join(info.splits)}, or a slice of one such as train[:99%]."
+                f"{', '.join(sorted(info.splits))}, or a slice of one such as train[:99%]."
             ) from error
         if empty:
             raise ValueError(f"tfds:{self._name}@{self._split} holds no images: widen the slice.")
