@@ -43,6 +43,10 @@ def main(_) -> None:
             **_options(),
         )
     elif all(outwards.values()) and not any(inwards.values()):
+        if _options():
+            raise ValueError(
+                f"--{next(iter(_options()))} has no meaning here: weights are written as they are."
+            )
         export_to_torch(
             _MODEL.value,
             _WEIGHTS.value,
@@ -50,7 +54,6 @@ def main(_) -> None:
             ema=_EMA.value,
             overwrite=_OVERWRITE.value,
             progress=True,
-            **_options(),
         )
     else:
         raise ValueError(

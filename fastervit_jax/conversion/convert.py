@@ -1,22 +1,41 @@
 """Converting: an official file to a converted directory, and weights of ours to an official file.
 
-What `convert_torch_weights.py` does. Both directions read back what they wrote, and compare with
-the official network where it is installed.
+What `convert_torch_weights.py` does. In both directions what was written is read back, and compared
+with the official network where that is installed, before it gets its place.
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from fastervit_jax.conversion.directory import check_writable
-from fastervit_jax.conversion.weights import load_model, open_weights, save_model
+from fastervit_jax.conversion.directory import check_writable, staged_directory
+from fastervit_jax.conversion.matching import Match
+from fastervit_jax.conversion.names import from_torch_layout, to_torch_layout, torch_name
+from fastervit_jax.conversion.official_files import read_torch_checkpoint
+from fastervit_jax.conversion.to_torch import staged_file, state_to_torch
+from fastervit_jax.conversion.verification import (
+    TOLERANCE,
+    NotCompared,
+    official_logits,
+    our_logits,
+    relative_difference,
+)
+from fastervit_jax.conversion.weights import (
+    Weights,
+    load_model,
+    open_weights,
+    save_model,
+)
+from fastervit_jax.models import FasterViTConfig, variant_config
+from fastervit_jax.models.functional import arrays_of
+
+if TYPE_CHECKING:
+    import torch
 
 Say = Callable[[str], None]
 """Tells a person one line."""
@@ -42,35 +61,193 @@ def convert_checkpoint(
         ema: take the checkpoint's moving average.
         overwrite: replace a converted directory that stands there.
         say: gets what a person should know, a line at a time.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal.
         **options: of `FasterViTConfig`, where the network differs from the named one.
 
     Raises:
-        ValueError, ImportError, OSError: nothing was written, or what was written does not compute
-            what the official network does; the message says what to do.
+        ValueError, ImportError, OSError: nothing was written: the checkpoint is refused, or what
+            came of it does not compute what the official network does. The message says why.
     """
     check_writable(output, overwrite=overwrite)
-    say(f"Reading {checkpoint} …")
+    say(f"Reading {checkpoint}")
     weights = open_weights(checkpoint, average=ema)
     if weights.kind != "official":
+        raise ValueError(f"{checkpoint} is no official file: it needs no conversion.")
+    with (
+        staged_directory(output, overwrite=overwrite) as beside,
+        # An accelerator may be too small for the model, and computes less exactly.
+        jax.default_device(jax.local_devices(backend="cpu")[0]),
+    ):
+        matched = _convert_into(beside, name, weights, options, say=say, progress=progress)
+        say("Reading it back")
+        _compare_converted(beside, weights, matched, say)
+    say(f"Wrote {output}")
+
+
+def _convert_into(
+    directory: Path,
+    name: str,
+    weights: Weights,
+    options: Mapping[str, Any],
+    *,
+    say: Say,
+    progress: bool,
+) -> Match:
+    loaded = load_model(name, weights, options, progress=progress)
+    for line in loaded.lines:
+        say(line)
+    source = {
+        "file": weights.path.name,
+        "sha256": _file_sha256(weights.path),
+        "weights": weights.part,
+        "new": loaded.match.new,
+        "unused": loaded.match.unused,
+    }
+    say("Writing")
+    save_model(loaded.model, directory, source=source)
+    return loaded.match
+
+
+def _compare_converted(directory: Path, weights: Weights, matched: Match, say: Say) -> None:
+    """Runs the network that was written, and the official one on the file it came from."""
+    loaded = load_model(None, open_weights(directory), {})
+    model, name = loaded.model, loaded.model.name
+    config, ours = model.config, our_logits(model)
+    new = {
+        torch_name(key): to_torch_layout(np.array(array))
+        for part in arrays_of(model)
+        for key, array in part.items()
+        if torch_name(key) in matched.new
+    }
+    del loaded, model  # one network at a time: they may be large
+    theirs = {key: weights.tensors[key].read() for key in weights.tensors}
+    _compare(name, config, {**theirs, **new}, ours, say, strict=False)
+
+
+def export_to_torch(
+    name: str | None,
+    weights: str | Path,
+    path: str | Path,
+    *,
+    ema: bool = False,
+    overwrite: bool = False,
+    say: Say = print,
+    progress: bool = False,
+) -> None:
+    """Writes weights of ours as a file that the official package loads with `strict=True`.
+
+    A dictionary with `arch` and `state_dict`. Of a work directory of train.py `state_dict` holds
+    the plain weights and `state_dict_ema` their moving average, as the official training script has
+    it; with `ema`, `state_dict` holds the average, for code that reads nothing else.
+
+    Args:
+        name: the official model name, or None for what the weights say.
+        weights: a converted directory, or a work directory of train.py.
+        path: the file to write.
+        ema: of a work directory, store the average as `state_dict`.
+        overwrite: replace a file that stands there.
+        say: gets what a person should know, a line at a time.
+        progress: show a progress bar, on a terminal.
+
+    Raises:
+        ValueError, ImportError, OSError: nothing was written; the message says why.
+    """
+    parts = _parts_to_export(weights, ema)
+    info = parts["state_dict"].info
+    if name not in (None, info.model):
+        raise ValueError(f"{weights} holds weights of {info.model}, not of {name}.")
+    with (
+        staged_file(path, overwrite=overwrite) as beside,
+        jax.default_device(jax.local_devices(backend="cpu")[0]),
+    ):
+        _write_torch_file(beside, info.model, parts, progress=progress)
+        say("Reading it back")
+        for key, part in parts.items():
+            _compare_exported(beside, key, part, say)
+    say(f"Wrote {path}")
+
+
+def _parts_to_export(path: str | Path, ema: bool) -> dict[str, Weights]:
+    """What goes under which key of the file."""
+    weights = open_weights(path)
+    if weights.kind == "official":
+        raise ValueError(f"{path} already is an official file.")
+    if weights.kind == "converted":
+        if ema:
+            raise ValueError(f"{path} is a converted directory, which has no moving average.")
+        return {"state_dict": weights}
+    average = open_weights(path, average=True)
+    if ema:
+        return {"state_dict": average}
+    return {"state_dict": open_weights(path, average=False), "state_dict_ema": average}
+
+
+def _write_torch_file(
+    path: Path, name: str, parts: Mapping[str, Weights], *, progress: bool
+) -> None:
+    import torch
+
+    content: dict[str, Any] = {"arch": name}
+    for key, weights in parts.items():
+        hidden = None if progress else True
+        names = tqdm(weights.tensors, desc=key, unit=" arrays", disable=hidden)
+        arrays = {key: weights.tensors[key].read() for key in names}
+        content[key] = state_to_torch(arrays, _config_of(weights))
+    torch.save(content, path)
+
+
+def _compare_exported(path: Path, key: str, weights: Weights, say: Say) -> None:
+    """Makes sure that a file holds exactly our weights, and that the official network agrees."""
+    import torch
+
+    stored = read_torch_checkpoint(path, ema=key == "state_dict_ema")
+    for name, tensor in weights.tensors.items():
+        theirs = from_torch_layout(stored.tensors[torch_name(name)].read())
+        if not np.array_equal(tensor.read(), theirs):
+            raise ValueError(f"{path}: {name} is not what was written; the disk may be failing.")
+    model = load_model(None, weights, {}).model
+    name, config, ours = model.name, model.config, our_logits(model)
+    del model
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[key]
+    _compare(name, config, state, ours, say, strict=True)
+
+
+def _compare(
+    name: str,
+    config: FasterViTConfig,
+    state: Mapping[str, "torch.Tensor | np.ndarray"],
+    ours: np.ndarray,
+    say: Say,
+    *,
+    strict: bool,
+) -> None:
+    """Compares logits with the official network's, which gets `state`, and says how it went.
+
+    Raises:
+        ValueError: they differ by more than `TOLERANCE`.
+    """
+    try:
+        theirs = official_logits(name, config, state, strict=strict)
+    except NotCompared as error:
+        say(f"NOT compared with the official network: {error}.")
+        return
+    difference = relative_difference(ours, theirs)
+    result = (
+        f"the official network: on {len(ours)} images of {config.resolution[0]}×"
+        f"{config.resolution[1]} the largest difference is {difference:.1e} of the largest logit"
+    )
+    if not difference <= TOLERANCE:
         raise ValueError(
-            f"{checkpoint} is no official file, and needs no conversion: give it as weights as it "
-            f"is."
+            f"Not the same as {result}; {TOLERANCE:.0e} is allowed. Nothing was written. Please "
+            f"report this, with the file's origin."
         )
-    # On the host: an accelerator may be smaller than the model, and computes less exactly.
-    with jax.default_device(jax.devices("cpu")[0]):
-        loaded = load_model(name, weights, options, progress=progress)
-        for line in loaded.lines:
-            say(line)
-        source = {"file": Path(checkpoint).name, "sha256": file_sha256(checkpoint)}
-        source["weights"] = weights.part
-        source["new"] = list(loaded.match.new)
-        source["unused"] = list(loaded.match.unused)
-        save_model(loaded.model, output, overwrite=overwrite, source=source)
-        say(f"Wrote {output}.")
+    say(f"Compared with {result}.")
 
 
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
+def _config_of(weights: Weights) -> FasterViTConfig:
+    return variant_config(weights.info.model, **weights.info.overrides)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

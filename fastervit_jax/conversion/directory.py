@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,6 @@ def save_arrays(
         FileExistsError: something stands there.
         ValueError: an array is not float32, or not finite.
     """
-    directory = Path(directory)
-    check_writable(directory, overwrite=overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if array.dtype != np.float32:
@@ -91,19 +88,44 @@ def save_arrays(
             name: {"shape": array.shape, "sha256": _sha256(array)} for name, array in arrays.items()
         },
     }
-    beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
+    with staged_directory(directory, overwrite=overwrite) as beside:
         from safetensors.numpy import save_file
 
         save_file(arrays, beside / ARRAYS)
-        (beside / METADATA).write_text(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n")
-        beside.chmod(0o777 & ~_umask())
-        for written in (beside / ARRAYS, beside / METADATA, beside):
+        (beside / METADATA).write_text(_readable_json(metadata))
+
+
+@contextlib.contextmanager
+def staged_directory(directory: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """An empty directory beside its place, put there when the block ends without an error.
+
+    Raises:
+        FileExistsError: something stands there that may not be replaced (`check_writable`).
+    """
+    directory = Path(directory)
+    check_writable(directory, overwrite=overwrite)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        yield beside
+        readable = 0o666 & ~_umask()  # temporary and safetensors files are private at first
+        for written in beside.iterdir():
+            written.chmod(readable)
             flush(written)
+        beside.chmod(0o777 & ~_umask())
+        flush(beside)
         _put_in_place(beside, directory)
         flush(directory.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _readable_json(metadata: dict[str, Any]) -> str:
+    """JSON with a line for each value, and for each array."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in metadata.items()]
+    arrays = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in metadata["arrays"].items()]
+    lines[-1] = '"arrays": {\n' + ",\n".join(arrays) + "\n }"
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
 def check_writable(directory: str | Path, *, overwrite: bool) -> None:

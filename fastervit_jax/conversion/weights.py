@@ -140,7 +140,7 @@ def load_model(
             also say what may differ from the weights (`matching.match`).
         dtype: type of the computation.
         rngs: where new weights come from, if there are any; default `nnx.Rngs(0)`.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal.
 
     Raises:
         ValueError: the weights are another model's, do not fit, or are damaged.
@@ -161,7 +161,7 @@ def load_model(
     filled = {}
     taken = set(matched.taken)
     names = [key for key in shapes if theirs[key] in taken]
-    for key in tqdm(names, desc="reading", unit=" arrays", disable=not progress):
+    for key in tqdm(names, desc="reading", unit=" arrays", disable=None if progress else True):
         filled[key] = _read(weights, theirs[key])
     if matched.new:
         model = FasterViT(config, dtype=dtype, rngs=rngs or nnx.Rngs(0))
