@@ -63,7 +63,11 @@ def create_model(
     )
     overrides.update({key: value for key, value in given.items() if value is not None})
     if pretrained:
-        raise NotImplementedError("fetching weights is a later commit")
+        if weights is not None:
+            raise ValueError("Give weights or pretrained=True, not both.")
+        from fastervit_jax.conversion.hub import pretrained_directory
+
+        weights = pretrained_directory(name)
     if weights is None:
         config = variant_config(name, **overrides)
         model = FasterViT(config, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)

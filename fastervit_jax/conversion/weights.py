@@ -1,6 +1,7 @@
 """Weights from anywhere into a network: what a path holds, and filling a model from it."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ from fastervit_jax.conversion.matching import Match, match
 from fastervit_jax.conversion.names import from_torch_layout, torch_name
 from fastervit_jax.conversion.official_files import read_torch_checkpoint
 from fastervit_jax.conversion.tensors import StoredTensor
-from fastervit_jax.models import VARIANTS, FasterViT, FasterViTConfig, variant_config
+from fastervit_jax.models import (
+    VARIANTS,
+    FasterViT,
+    FasterViTConfig,
+    abstract_model,
+    variant_config,
+)
 from fastervit_jax.models.functional import arrays_of, unflatten
 from fastervit_jax.models.variants import any_res_sibling
 from fastervit_jax.preprocessing import default_preprocessing
@@ -72,6 +79,11 @@ def open_weights(path: str | Path, *, average: bool | None = None) -> Weights:
 
     if is_workdir(path):
         return _open_workdir(path, average=average is not False)
+    if "://" in str(path):
+        raise ValueError(
+            f"{path} is no work directory of train.py, and other weights are read from local disks "
+            f"alone: copy it first."
+        )
     if local.is_dir():
         raise ValueError(
             f"{path} holds no weights: it is neither a converted directory ({METADATA}) nor a work "
@@ -146,7 +158,7 @@ def load_model(
         ValueError: the weights are another model's, do not fit, or are damaged.
     """
     name, config, lines = _target(name, weights, requested)
-    model = skeleton(config, dtype)
+    model = abstract_model(config, dtype=dtype)
     shapes = {key: array.shape for part in arrays_of(model) for key, array in part.items()}
     theirs = {key: key for key in shapes}
     if weights.kind == "official":
@@ -224,18 +236,6 @@ def config_overrides(name: str, config: FasterViTConfig) -> dict[str, Any]:
     return {option: value for option, value in given.items() if value != own[option]}
 
 
-class _OneKey:
-    """Stands in for `nnx.Rngs` where only shapes matter: its streams trace slowly."""
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
-
-
-def skeleton(config: FasterViTConfig, dtype=jnp.float32) -> FasterViT:
-    """The network with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: FasterViT(config, dtype=dtype, rngs=_OneKey()))
-
-
 def _target(
     name: str | None, weights: Weights, requested: Mapping[str, Any]
 ) -> tuple[str, FasterViTConfig, list[str]]:
@@ -248,9 +248,7 @@ def _target(
     name = name or info.model
     saved, lines = dict(info.overrides), []
     if name != info.model:
-        if not _siblings(name, info.model):
-            # Also where the name is unknown; then this says so, with the nearest names.
-            variant_config(name)
+        if square_sibling(name) != square_sibling(info.model):
             raise ValueError(f"{weights.path} holds weights of {info.model}, not of {name}.")
         saved.pop("resolution", None)
         lines = [f"Weights of {info.model} for its sibling {name}."]
@@ -265,12 +263,22 @@ def _label(weights: Weights) -> str:
     return f"{weights.path} ({weights.info.model}{options})"
 
 
-def _siblings(name: str, other: str) -> bool:
-    return any(
-        {name, other} == {square, any_res_sibling(square)}
-        for square, options in VARIANTS.items()
-        if not options.get("any_res", False)
-    )
+def square_sibling(name: str) -> str:
+    """The square model whose published weights a model shares; itself if it is square.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if not variant_config(name).any_res:
+        return name
+    squares = (key for key in VARIANTS if not VARIANTS[key].get("any_res", False))
+    return next(square for square in squares if any_res_sibling(square) == name)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
