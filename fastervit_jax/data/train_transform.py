@@ -1,5 +1,6 @@
 """The recipe's host transform: random resized crop, flip, RandAugment (REFERENCE.md §4)."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fastervit_jax.data.images import Resolution, decode_rgb, height_and_width
+from fastervit_jax.data.rand_augment import RandAugment, parse_rand_augment
 
 _FILTERS = {
     "bilinear": (Image.Resampling.BILINEAR,),
@@ -46,7 +48,7 @@ def draw_crop_box(
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         width = round(math.sqrt(area * aspect))
         height = round(math.sqrt(area / aspect))
-        if width <= image_width and height <= image_height:
+        if 0 < width <= image_width and 0 < height <= image_height:
             top = int(rng.integers(0, image_height - height, endpoint=True))
             left = int(rng.integers(0, image_width - width, endpoint=True))
             return CropBox(top, left, height, width)
@@ -91,7 +93,7 @@ class TrainTransform:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is a probability, not {self.flip}.")
         if self.rand_augment:
-            raise ValueError(f"RandAugment ({self.rand_augment!r}) is not supported yet; use ''.")
+            parse_rand_augment(self.rand_augment)
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
         """Decodes and distorts one image. Raises DamagedImageError (see `decode_rgb`)."""
@@ -104,7 +106,16 @@ class TrainTransform:
         image = crop_and_resize(image, box, self.resolution, filters[rng.integers(len(filters))])
         if rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self._augment is not None:
+            image = self._augment(image, rng)
         return image
+
+    @functools.cached_property
+    def _augment(self) -> RandAugment | None:
+        if not self.rand_augment:
+            return None
+        # As in timm, a fixed filter for the crop is the geometric operations' filter too.
+        return parse_rand_augment(self.rand_augment, _FILTERS[self.interpolation])
 
 
 def crop_and_resize(
