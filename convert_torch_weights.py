@@ -17,17 +17,14 @@ _WEIGHTS = flags.DEFINE_string(
 _TO_TORCH = flags.DEFINE_string("to_torch", None, "The torch file to write.")
 _EMA = flags.DEFINE_bool("ema", False, "Take the moving average of the weights.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what stands at the output.")
-_NUM_CLASSES = flags.DEFINE_integer("num_classes", None, "Classes of the head.")
-_CT_SIZE = flags.DEFINE_integer("ct_size", None, "Side of a window's square of carrier tokens.")
-_RESOLUTION = flags.DEFINE_list("resolution", None, "Image size: a side, or height,width.")
-_WINDOW_SIZE = flags.DEFINE_list("window_size", None, "Window sides of the four stages: a,b,c,d.")
-_HAT = flags.DEFINE_list("hat", None, "For each stage, true or false: is it hierarchical?")
+_model_options = cli.define_model_flags()
 
 
 def main(_) -> None:
     """Converts, in the direction that the flags say."""
     from fastervit_jax.conversion.convert import convert_checkpoint, export_to_torch
 
+    options = _model_options()
     inwards = {"--checkpoint": _CHECKPOINT.value, "--output": _OUTPUT.value}
     outwards = {"--weights": _WEIGHTS.value, "--to_torch": _TO_TORCH.value}
     if all(inwards.values()) and not any(outwards.values()):
@@ -40,13 +37,11 @@ def main(_) -> None:
             ema=_EMA.value,
             overwrite=_OVERWRITE.value,
             progress=True,
-            **_options(),
+            **options,
         )
     elif all(outwards.values()) and not any(inwards.values()):
-        if _options():
-            raise ValueError(
-                f"--{next(iter(_options()))} has no meaning here: weights are written as they are."
-            )
+        if options:
+            raise ValueError(f"--{min(options)} has no meaning here: weights are written as saved.")
         export_to_torch(
             _MODEL.value,
             _WEIGHTS.value,
@@ -60,39 +55,6 @@ def main(_) -> None:
             "Give --checkpoint and --output to convert an official file, or --weights and "
             "--to_torch to write one."
         )
-
-
-def _options() -> dict:
-    """Model options among the flags that were given."""
-    options = {
-        "num_classes": _NUM_CLASSES.value,
-        "ct_size": _CT_SIZE.value,
-        "resolution": _numbers("resolution", _RESOLUTION.value),
-        "window_size": _numbers("window_size", _WINDOW_SIZE.value),
-        "hat": _booleans("hat", _HAT.value),
-    }
-    if options["resolution"] is not None and len(options["resolution"]) == 1:
-        options["resolution"] = options["resolution"] * 2
-    return {option: value for option, value in options.items() if value is not None}
-
-
-def _numbers(flag: str, words: list[str] | None) -> tuple[int, ...] | None:
-    if words is None:
-        return None
-    try:
-        return tuple(int(word) for word in words)
-    except ValueError:
-        raise ValueError(
-            f"--{flag}={','.join(words)}: give whole numbers, separated by commas."
-        ) from None
-
-
-def _booleans(flag: str, words: list[str] | None) -> tuple[bool, ...] | None:
-    if words is None:
-        return None
-    if not {word.lower() for word in words} <= {"true", "false"}:
-        raise ValueError(f"--{flag}={','.join(words)}: give true or false, separated by commas.")
-    return tuple(word.lower() == "true" for word in words)
 
 
 if __name__ == "__main__":

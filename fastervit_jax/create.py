@@ -72,7 +72,8 @@ def create_model(
         config = variant_config(name, **overrides)
         model = FasterViT(config, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)
         model.eval()
-        return describe(model, name)
+        describe(model, name)
+        return model
     loaded = load_model(name, open_weights(weights), overrides, dtype=dtype, rngs=rngs)
     if loaded.lines:
         warnings.warn("\n".join([str(weights), *loaded.lines]), stacklevel=2)

@@ -5,6 +5,8 @@ from typing import Literal
 
 from fastervit_jax.models import variant_config
 
+CropMode = Literal["center", "squash"]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -25,7 +27,7 @@ class Preprocessing:
     """
 
     resolution: tuple[int, int]
-    crop_mode: Literal["center", "squash"]
+    crop_mode: CropMode
     crop_fraction: float
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -33,16 +35,16 @@ class Preprocessing:
 
 # The official `default_cfgs`, by what model names begin with (an any_res model's like its
 # sibling's).
-_CROPS = {
+_CROPS: dict[str, tuple[CropMode, float]] = {
     "faster_vit_0": ("center", 0.875),
     "faster_vit_4_21k_224": ("squash", 0.95),
     "faster_vit_4_21k_384": ("squash", 1.0),
     "faster_vit_4_21k_512": ("squash", 1.0),
     "faster_vit_4_21k_768": ("squash", 0.93),
 }
-_USUAL_CROP = ("center", 1.0)
+_USUAL_CROP: tuple[CropMode, float] = ("center", 1.0)
 
-ROBUSTNESS_CROP = ("center", 0.875)
+ROBUSTNESS_CROP: tuple[CropMode, float] = ("center", 0.875)
 """Crop mode and fraction for ImageNet-A, -R and -V2, whatever the model (README of the official
 repository)."""
 
@@ -60,4 +62,4 @@ def default_preprocessing(name: str, resolution: tuple[int, int] | None = None) 
     own_resolution = variant_config(name).resolution
     matching = (crop for prefix, crop in _CROPS.items() if name.startswith(prefix))
     mode, fraction = next(matching, _USUAL_CROP)
-    return Preprocessing(tuple(resolution or own_resolution), mode, fraction)
+    return Preprocessing(resolution or own_resolution, mode, fraction)

@@ -125,7 +125,7 @@ def stored_coordinates(tensors: Mapping[str, StoredTensor]) -> list[str]:
             differences[name] = difference
     if not differences:
         return []
-    worst = max(differences, key=differences.get)
+    worst = max(differences, key=lambda name: differences[name])
     return [
         f"Stored coordinates differ from the derived ones in {len(differences)} tensors, by up to "
         f"{differences[worst]:.1e} ({worst}). The official model uses the stored ones, ours the "

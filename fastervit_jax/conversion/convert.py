@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fastervit_jax.conversion.directory import check_writable, staged_directory
+from fastervit_jax.conversion.directory import WeightsInfo, check_writable, staged_directory
 from fastervit_jax.conversion.matching import Match
 from fastervit_jax.conversion.names import from_torch_layout, to_torch_layout, torch_name
 from fastervit_jax.conversion.official_files import read_torch_checkpoint
@@ -114,15 +114,14 @@ def _convert_into(
 def _compare_converted(directory: Path, weights: Weights, matched: Match, say: Say) -> None:
     """Runs the network that was written, and the official one on the file it came from."""
     loaded = load_model(None, open_weights(directory), {})
-    model, name = loaded.model, loaded.model.name
-    config, ours = model.config, our_logits(model)
+    name, config, ours = loaded.info.model, loaded.model.config, our_logits(loaded.model)
     new = {
         torch_name(key): to_torch_layout(np.array(array))
-        for part in arrays_of(model)
+        for part in arrays_of(loaded.model)
         for key, array in part.items()
         if torch_name(key) in matched.new
     }
-    del loaded, model  # one network at a time: they may be large
+    del loaded  # one network at a time: they may be large
     theirs = {key: weights.tensors[key].read() for key in weights.tensors}
     _compare(name, config, {**theirs, **new}, ours, say, strict=False)
 
@@ -156,14 +155,14 @@ def export_to_torch(
         ValueError, ImportError, OSError: nothing was written; the message says why.
     """
     parts = _parts_to_export(weights, ema)
-    info = parts["state_dict"].info
-    if name not in (None, info.model):
-        raise ValueError(f"{weights} holds weights of {info.model}, not of {name}.")
+    saved = _info(parts["state_dict"])
+    if name not in (None, saved.model):
+        raise ValueError(f"{weights} holds weights of {saved.model}, not of {name}.")
     with (
         staged_file(path, overwrite=overwrite) as beside,
         jax.default_device(jax.local_devices(backend="cpu")[0]),
     ):
-        _write_torch_file(beside, info.model, parts, progress=progress)
+        _write_torch_file(beside, saved.model, parts, progress=progress)
         say("Reading it back")
         for key, part in parts.items():
             _compare_exported(beside, key, part, say)
@@ -175,14 +174,11 @@ def _parts_to_export(path: str | Path, ema: bool) -> dict[str, Weights]:
     weights = open_weights(path)
     if weights.kind == "official":
         raise ValueError(f"{path} already is an official file.")
-    if weights.kind == "converted":
-        if ema:
-            raise ValueError(f"{path} is a converted directory, which has no moving average.")
-        return {"state_dict": weights}
-    average = open_weights(path, average=True)
-    if ema:
-        return {"state_dict": average}
-    return {"state_dict": open_weights(path, average=False), "state_dict_ema": average}
+    if weights.kind == "workdir" and not ema:
+        return {"state_dict": open_weights(path, average=False), "state_dict_ema": weights}
+    if weights.kind == "converted" and ema:
+        raise ValueError(f"{path} is a converted directory, which has no moving average.")
+    return {"state_dict": weights}
 
 
 def _write_torch_file(
@@ -195,7 +191,7 @@ def _write_torch_file(
         hidden = None if progress else True
         names = tqdm(weights.tensors, desc=key, unit=" arrays", disable=hidden)
         arrays = {key: weights.tensors[key].read() for key in names}
-        content[key] = state_to_torch(arrays, _config_of(weights))
+        content[key] = state_to_torch(arrays, variant_config(name, **_info(weights).overrides))
     torch.save(content, path)
 
 
@@ -208,9 +204,9 @@ def _compare_exported(path: Path, key: str, weights: Weights, say: Say) -> None:
         theirs = from_torch_layout(stored.tensors[torch_name(name)].read())
         if not np.array_equal(tensor.read(), theirs):
             raise ValueError(f"{path}: {name} is not what was written; the disk may be failing.")
-    model = load_model(None, weights, {}).model
-    name, config, ours = model.name, model.config, our_logits(model)
-    del model
+    loaded = load_model(None, weights, {})
+    name, config, ours = loaded.info.model, loaded.model.config, our_logits(loaded.model)
+    del loaded
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[key]
     _compare(name, config, state, ours, say, strict=True)
 
@@ -247,5 +243,7 @@ def _compare(
     say(f"Compared with {result}.")
 
 
-def _config_of(weights: Weights) -> FasterViTConfig:
-    return variant_config(weights.info.model, **weights.info.overrides)
+def _info(weights: Weights) -> WeightsInfo:
+    if weights.info is None:
+        raise ValueError(f"{weights.path} does not say which model it is.")
+    return weights.info

@@ -88,7 +88,8 @@ def match(
             wrong.append(_both_shapes(name, offered[name], shape))
         else:
             missing.append(name)
-    unused, unexpected = [], []
+    unused: list[str] = []
+    unexpected: list[str] = []
     for name in offered:
         if name not in wanted and name not in known_buffers:
             (unused if _may_be_unused(name, config, requested) else unexpected).append(name)
@@ -154,14 +155,12 @@ def _may_be_unused(name: str, config: FasterViTConfig, requested: frozenset[str]
         return True
     if not config.any_res and not requested & GEOMETRY_OPTIONS:
         return False
-    if role == "carrier position":
-        return config.hat[_stage(name)]
+    found = re.match(r"(?:levels|stages)\.([0-3])\.", name)
+    stage = int(found[1]) if found else 0
+    if not (config.hat and config.hat[stage]):
+        return False
     # A stage of a single window has no use for its carrier tokens.
-    return config.hat[_stage(name)] and not config.geometry(_stage(name)).hierarchical
-
-
-def _stage(name: str) -> int:
-    return int(re.match(r"(?:levels|stages)\.([0-3])\.", name)[1])
+    return role == "carrier position" or not config.geometry(stage).hierarchical
 
 
 def _role(name: str) -> str:

@@ -54,10 +54,11 @@ def read_torch_checkpoint(path: str | Path, *, ema: bool = False) -> OfficialChe
     """
     path = Path(path)
     kind = _kind(path)
+    notes: list[str] = []
     if kind == "safetensors":
         if ema:
             raise ValueError(f"{path} is a safetensors file, which has no state_dict_ema.")
-        tensors, weights, notes = _open_safetensors(path), "", []
+        tensors, weights = _open_safetensors(path), ""
     else:
         if kind == "zip":
             _check_archive(path)

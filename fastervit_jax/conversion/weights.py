@@ -1,7 +1,9 @@
 """Weights from anywhere into a network: what a path holds, and filling a model from it."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from fastervit_jax.models import (
     abstract_model,
     variant_config,
 )
-from fastervit_jax.models.functional import arrays_of, unflatten
+from fastervit_jax.models.functional import Arrays, arrays_of, unflatten
 from fastervit_jax.models.variants import any_res_sibling
 from fastervit_jax.preprocessing import default_preprocessing
 
@@ -113,7 +115,7 @@ def _open_workdir(path: str | Path, *, average: bool) -> Weights:
         source={"workdir": Path(path).name, "weights": part, "step": trained.step},
     )
     tensors = {
-        key: StoredTensor(array.shape, str(array.dtype), lambda array=array: np.asarray(array))
+        key: StoredTensor(array.shape, str(array.dtype), functools.partial(np.asarray, array))
         for key, array in {**params, **statistics}.items()
     }
     return Weights(Path(path), "workdir", tensors, info, part)
@@ -124,12 +126,14 @@ class Loaded:
     """A model filled with weights.
 
     Attributes:
-        model: in inference mode, with the attributes `name`, `class_names` and `preprocessing`.
+        model: in inference mode.
+        info: what it is: name, preprocessing at its resolution, class names.
         match: which arrays the weights filled.
         lines: what a person should know, a line each; empty where nothing is remarkable.
     """
 
     model: FasterViT
+    info: WeightsInfo
     match: Match
     lines: list[str]
 
@@ -176,15 +180,16 @@ def load_model(
     for key in tqdm(names, desc="reading", unit=" arrays", disable=None if progress else True):
         filled[key] = _read(weights, theirs[key])
     if matched.new:
-        model = FasterViT(config, dtype=dtype, rngs=rngs or nnx.Rngs(0))
+        missing = [key for key in shapes if key not in filled]
+        filled.update(_initial_weights(config, missing, rngs or nnx.Rngs(0)))
     nnx.update(model, unflatten(filled))
     model.eval()
     head_is_new = any(key.startswith("head.") for key in matched.new)
-    describe(model, name, weights.info, keep_class_names=not head_is_new)
+    info = describe(model, name, weights.info, keep_class_names=not head_is_new)
     lines += [*weights.notes, *matched.lines()]
     if weights.kind == "official":
         lines += _rounded(weights.tensors) + buffers.stored_coordinates(weights.tensors)
-    return Loaded(model, matched, lines)
+    return Loaded(model, info, matched, lines)
 
 
 def save_model(
@@ -300,6 +305,28 @@ def _read(weights: Weights, name: str) -> jax.Array:
     return jnp.array(array, jnp.float32, copy=True)
 
 
+class _Keys:
+    """Random keys one after another, like `nnx.Rngs`, which traces slowly."""
+
+    def __init__(self, key: jax.Array):
+        self._key = key
+        self._count = itertools.count()
+
+    def params(self) -> jax.Array:
+        return jax.random.fold_in(self._key, next(self._count))
+
+
+def _initial_weights(config: FasterViTConfig, names: Sequence[str], rngs: nnx.Rngs) -> Arrays:
+    """New weights for some of a network's arrays, without drawing the others."""
+
+    def draw(key: jax.Array) -> Arrays:
+        keys: Any = _Keys(key)
+        params, statistics = arrays_of(FasterViT(config, rngs=keys))
+        return {name: {**params, **statistics}[name] for name in names}
+
+    return jax.jit(draw)(rngs.params())
+
+
 def _rounded(tensors: Mapping[str, StoredTensor]) -> list[str]:
     double = [name for name, tensor in tensors.items() if tensor.dtype == "float64"]
     return [f"Rounded from float64 to float32: {len(double)} tensors."] if double else []
@@ -308,16 +335,40 @@ def _rounded(tensors: Mapping[str, StoredTensor]) -> list[str]:
 def describe(
     model: FasterViT,
     name: str,
-    info: WeightsInfo | None = None,
+    saved: WeightsInfo | None = None,
     *,
     keep_class_names: bool = True,
-) -> FasterViT:
-    """Gives a model the attributes `name`, `class_names` and `preprocessing`, and returns it."""
-    preprocessing = info.preprocessing if info else default_preprocessing(name)
-    model.name = name
-    model.class_names = info.class_names if info and keep_class_names else None
-    model.preprocessing = dataclasses.replace(preprocessing, resolution=model.config.resolution)
-    return model
+) -> WeightsInfo:
+    """Gives a model the attributes `name`, `class_names` and `preprocessing`.
+
+    Args:
+        model: any.
+        name: its official name.
+        saved: what its weights say of themselves.
+        keep_class_names: whether the logits still mean the saved classes.
+
+    Returns:
+        What it is.
+    """
+    config = model.config
+    info = WeightsInfo(
+        model=name,
+        overrides=config_overrides(name, config),
+        preprocessing=dataclasses.replace(
+            saved.preprocessing if saved else default_preprocessing(name),
+            resolution=config.resolution,
+        ),
+        class_names=saved.class_names if saved and keep_class_names else None,
+        source=saved.source if saved else {},
+    )
+    # Plain values, so that they are part of the module's structure: they survive nnx.split.
+    for attribute, value in (
+        ("name", name),
+        ("class_names", info.class_names),
+        ("preprocessing", info.preprocessing),
+    ):
+        setattr(model, attribute, value)
+    return info
 
 
 def _name_of(model: FasterViT) -> str:
