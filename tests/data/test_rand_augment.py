@@ -83,7 +83,7 @@ def test_the_recipes_arguments():
 
 
 def test_posterize_to_no_bits_is_black():
-    """Drawn by the recipe at its highest magnitude, and refused by Pillow since version 12."""
+    """Drawn by the recipe at its highest magnitude, and refused by today's Pillow."""
     argument = operation_argument("Posterize", 10.0, increasing=True, negative=False)
     image = apply_operation(photographs()["chelsea"], Operation("Posterize", argument))
     assert argument == 0 and not np.asarray(image).any()
