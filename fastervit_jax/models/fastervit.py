@@ -25,6 +25,7 @@ class FasterViT(nnx.Module):
     """
 
     def __init__(self, config: FasterViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        dtype = _checked_dtype(dtype)
         self.config = config
         self.dtype = dtype
         self.channels = config.widths
@@ -107,6 +108,17 @@ class FasterViT(nnx.Module):
                 f"The images are {images.dtype}; expected {expected}: divide by 255, subtract the "
                 f"mean and divide by the standard deviation first."
             )
+
+
+def _checked_dtype(dtype) -> jnp.dtype:
+    """Raises ValueError for anything but a floating-point type."""
+    try:
+        checked = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        checked = None
+    if checked is None or not jnp.issubdtype(checked, jnp.floating):
+        raise ValueError(f"dtype={dtype!r}: compute in jnp.float32 or jnp.bfloat16.")
+    return checked
 
 
 def abstract_model(config: FasterViTConfig, *, dtype=jnp.float32) -> FasterViT:
