@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
+from etils import epath
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -17,6 +19,55 @@ def run(main: Callable[[list[str]], None]) -> None:
         app.run(lambda argv: _main(main, argv), flags_parser=_parse_flags)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def print_result(result: str, *, file: str | None = None) -> None:
+    """Prints a result as the last line, and writes it to a file: whole, or not at all."""
+    if file:
+        path = epath.Path(file)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(result + "\n")
+        temporary.replace(path)
+    print(result, flush=True)
+
+
+def define_model_flags() -> Callable[[], dict[str, Any]]:
+    """Defines the flags that change a named network.
+
+    Returns:
+        A function that gives the options of the flags that were set, once they are parsed.
+    """
+    flags.DEFINE_list("resolution", None, "Image size in pixels: SIDE, or HEIGHT,WIDTH.")
+    flags.DEFINE_list("window_size", None, "Side of the windows of the four stages: a,b,c,d.")
+    flags.DEFINE_list("hat", None, "Which stages are hierarchical, such as false,false,true,false.")
+    flags.DEFINE_integer("ct_size", None, "Side of a window's square of carrier tokens.")
+    flags.DEFINE_integer("num_classes", None, "Classes of the head; 0 for none.")
+
+    def options() -> dict[str, Any]:
+        names = ("resolution", "window_size", "hat", "ct_size", "num_classes")
+        given = {name: flags.FLAGS[name].value for name in names}
+        for name, kind in (("resolution", int), ("window_size", int), ("hat", _boolean)):
+            if given[name] is not None:
+                given[name] = tuple(_converted(name, text, kind) for text in given[name])
+        if given["resolution"] is not None and len(given["resolution"]) == 1:
+            given["resolution"] = given["resolution"][0]
+        return {name: value for name, value in given.items() if value is not None}
+
+    return options
+
+
+def _converted(flag: str, text: str, kind: Callable[[str], Any]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"--{flag}: {text!r} cannot be read; see --helpshort.") from None
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

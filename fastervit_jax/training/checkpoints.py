@@ -43,7 +43,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**parts, about=about))
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """Reads a state onto the shapes and shardings of `abstract` (`state.abstract_on_mesh`)."""
+        """Reads a state onto the shapes and shardings of `abstract` (`state.abstract_state`)."""
         parts = self._read(step, **_parts(abstract))
         return TrainState(
             step=parts["training"]["step"],

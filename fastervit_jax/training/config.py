@@ -70,6 +70,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.epochs = 310
     config.cooldown_epochs = 10  # at the lowest rate, after the epochs
+    # Stop here and leave the rest for later: the same command without it goes on. 0: do not stop.
+    config.stop_after_epochs = 0
     config.optimizer = ml_collections.ConfigDict(
         {
             "name": "adamw",  # adamw, lamb or sgd
@@ -147,9 +149,7 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
         ("optimizer.name", ("adamw", "lamb", "sgd")),
         ("evaluation.crop_mode", ("center", "squash")),
     ):
-        _check(
-            config, key, lambda value, choices=choices: value in choices, " or ".join(choices)
-        )
+        _check(config, key, lambda value, choices=choices: value in choices, " or ".join(choices))
 
     for key in (
         "batch_size",
@@ -161,7 +161,13 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
         "checkpoint.keep",
     ):
         _check(config, key, lambda value: value >= 1, "1 or more")
-    for key in ("cooldown_epochs", "data.num_workers", "mixup_alpha", "cutmix_alpha"):
+    for key in (
+        "cooldown_epochs",
+        "stop_after_epochs",
+        "data.num_workers",
+        "mixup_alpha",
+        "cutmix_alpha",
+    ):
         _check(config, key, lambda value: value >= 0, "0 or more")
     for key in ("flip", "cutmix_probability", "mixing_probability", "erasing_probability"):
         _check(config, key, lambda value: 0 <= value <= 1, "a probability, 0 to 1")

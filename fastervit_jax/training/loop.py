@@ -11,21 +11,15 @@ from flax import nnx
 from fastervit_jax.data import prefetch_to_device, steps_per_epoch
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.pictures import draw_predictions
-from fastervit_jax.models import FasterViT
-from fastervit_jax.models.functional import PureModel, arrays_of
+from fastervit_jax.models import FasterViT, FasterViTConfig
+from fastervit_jax.models.functional import PureModel
 from fastervit_jax.training import recipe
 from fastervit_jax.training.checkpoints import Checkpoints
 from fastervit_jax.training.config import check_config, model_config
 from fastervit_jax.training.mesh import batch_shards, make_mesh, place_batch
 from fastervit_jax.training.progress import Progress
 from fastervit_jax.training.reporting import Reporter, draw_curves
-from fastervit_jax.training.state import (
-    TrainState,
-    abstract_on_mesh,
-    average_model,
-    create_on_mesh,
-    new_state,
-)
+from fastervit_jax.training.state import abstract_state, average_model, place_state
 from fastervit_jax.training.step import compile_train_step, make_train_step
 from fastervit_jax.training.workdir import save_config
 
@@ -49,14 +43,12 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     training, validation = recipe.open_data(config)
     epoch_steps = steps_per_epoch(len(training), config.batch_size)
     total_steps = (config.epochs + config.cooldown_epochs) * epoch_steps
+    last_step = min(total_steps, (config.stop_after_epochs * epoch_steps) or total_steps)
     schedule = recipe.learning_rate(config, epoch_steps)
     optimizer = recipe.optimizer(config, schedule)
     network, dtype = model_config(config), jnp.dtype(config.model.dtype)
-    model = PureModel(nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0))))
-
-    def initial_state() -> TrainState:
-        module = FasterViT(network, dtype=dtype, rngs=nnx.Rngs(config.seed))
-        return new_state(*arrays_of(module), optimizer)
+    skeleton = nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0)))
+    model = PureModel(skeleton)
 
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -64,16 +56,16 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     about = {"class_names": list(training.class_names)}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, about=about)
     start = checkpoints.latest_step or 0
-    abstract_state = abstract_on_mesh(initial_state, mesh)
+    state_shapes = abstract_state(skeleton, optimizer, mesh)
     if start:
-        state = checkpoints.restore(start, abstract_state)
+        state = checkpoints.restore(start, state_shapes)
         print(f"Going on from step {start} of {total_steps} in {workdir}.", flush=True)
     else:
-        state = create_on_mesh(initial_state, mesh)
+        state = place_state(new_model(network, dtype, config.seed), optimizer, mesh)
 
     settings = recipe.step_settings(config, mesh)
     train_step = compile_train_step(
-        make_train_step(model, optimizer, settings, mesh), abstract_state, mesh
+        make_train_step(model, optimizer, settings, mesh), state_shapes, mesh
     )
     eval_step = make_eval_step(model, mesh, dtype=dtype)
 
@@ -84,12 +76,12 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     evaluation = None
     reporter = Reporter(workdir, resume_step=start)
     progress = Progress(start, total_steps, config.batch_size)
-    loader = recipe.train_loader(config, training, start, total_steps)
+    loader = recipe.train_loader(config, training, start, last_step)
     batches = prefetch_to_device(loader, lambda batch: place_batch(batch, mesh))
     for step, batch in enumerate(batches, start + 1):
         state, metrics = train_step(state, batch)
         progress.step_done()
-        if step % config.log_every_steps == 0 or step == total_steps:
+        if step % config.log_every_steps == 0 or step == last_step:
             values = {name: float(value) for name, value in metrics.items()}
             values["learning_rate"] = float(schedule(step - 1))
             progress.show(**values)
@@ -99,7 +91,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
         epoch, steps_into_epoch = divmod(step, epoch_steps)
         if steps_into_epoch:
             continue
-        if epoch % config.evaluation.every_epochs == 0 or step == total_steps:
+        if epoch % config.evaluation.every_epochs == 0 or step == last_step:
             evaluation = evaluate_average()
             summary = evaluation.summary()
             reporter.write(step, epoch=epoch, **{f"validation_{k}": summary[k] for k in summary})
@@ -107,7 +99,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
                 f"epoch {epoch}: {evaluation.images} held-out images, "
                 f"top-1 {evaluation.top1:.2%}, loss {evaluation.loss:.4f}"
             )
-        if epoch % config.checkpoint.every_epochs == 0 or step == total_steps:
+        if epoch % config.checkpoint.every_epochs == 0 or step == last_step:
             checkpoints.save(step, state)
 
     checkpoints.close()
@@ -119,3 +111,13 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
         draw_curves(workdir)
         draw_predictions(validation, evaluation.predictions, workdir / "predictions.png")
     return evaluation
+
+
+def new_model(network: FasterViTConfig, dtype, seed: int) -> FasterViT:
+    """A new model on this host's CPU, the same on every host.
+
+    Not compiled as a whole: hundreds of random draws make a program that takes longer to compile
+    than to run.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return FasterViT(network, dtype=dtype, rngs=nnx.Rngs(seed))

@@ -1,14 +1,15 @@
 """The train state: one pytree that holds all that resuming needs."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
-from fastervit_jax.models.functional import Arrays
+from fastervit_jax.models.functional import Arrays, arrays_of
 from fastervit_jax.training.partition import state_shardings
 
 
@@ -47,20 +48,45 @@ def new_state(
     )
 
 
-def abstract_on_mesh(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
-    """Shapes, types and places of the arrays of `make()`, without computing any."""
-    abstract = jax.eval_shape(make)
+def abstract_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, types and places of a train state, without computing any of it.
+
+    Args:
+        model: may be abstract (`nnx.eval_shape`).
+        optimizer: the optimizer.
+        mesh: where `partition` places the arrays.
+    """
+    state = jax.eval_shape(
+        lambda params, statistics: new_state(params, statistics, optimizer), *arrays_of(model)
+    )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        state_shardings(abstract, mesh),
+        state,
+        state_shardings(state, mesh),
     )
 
 
-def create_on_mesh(make: Callable[[], TrainState], mesh: Mesh) -> TrainState:
-    """Computes `make()` with every array where `partition` wants it from the start."""
-    abstract = abstract_on_mesh(make, mesh)
-    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+def place_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state before the first step on a mesh, from a model that this host holds whole.
+
+    Every host must have made the same model. No device ever holds more than its part.
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
+
+    def place(array: jax.Array, sharding) -> jax.Array:
+        on_host = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: on_host[part])
+
+    params, statistics = arrays_of(model)
+    params = {name: place(array, places.params[name]) for name, array in params.items()}
+    statistics = {n: place(array, places.statistics[n]) for n, array in statistics.items()}
+    return jax.jit(
+        lambda params, statistics: new_state(params, statistics, optimizer), out_shardings=places
+    )(params, statistics)
 
 
 def average_model(state: TrainState) -> tuple[Arrays, Arrays]:

@@ -65,7 +65,7 @@ def make_train_step(
             optimizer=optimizer_state,
             average=_moved(state.average, {**params, **statistics}, settings.average_decay),
         )
-        return state, {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
 
     return train_step
 
@@ -75,15 +75,15 @@ def _moved(average: Arrays, new: Arrays, decay: float) -> Arrays:
     return {name: decay * average[name] + (1 - decay) * new[name] for name in average}
 
 
-def compile_train_step(train_step, abstract_state: TrainState, mesh: Mesh):
+def compile_train_step(train_step, state_shapes: TrainState, mesh: Mesh):
     """Jits a step for a mesh: state and batch stay where they are, the old state is reused.
 
     Args:
         train_step: of `make_train_step`.
-        abstract_state: of `abstract_on_mesh`.
+        state_shapes: of `state.abstract_state`.
         mesh: the mesh.
     """
-    state_places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    state_places = jax.tree.map(lambda leaf: leaf.sharding, state_shapes)
     return jax.jit(
         train_step,
         in_shardings=(state_places, batch_sharding(mesh)),
