@@ -1,4 +1,4 @@
-"""Trains a FasterViT: python train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE]."""
+"""Trains a FasterViT: train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE …]."""
 
 from absl import flags
 from ml_collections import config_flags
