@@ -71,34 +71,47 @@ class BatchNorm(nnx.BatchNorm):
     Normalisation uses the biased variance of the batch, the running average the unbiased one
     (`torch.nn.BatchNorm2d`; Flax's own averages the biased one). Statistics and normalisation are
     in float32 or wider, whatever the type of the input.
+
+    Attributes:
+        group_size: in training, how many images in a row are normalised together, as on one device
+            of the reference; the running averages take the mean over the groups. None: all of them.
+            `model.set_attributes(group_size=128)` sets it in a whole model.
     """
 
     def __init__(self, features: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
         super().__init__(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.group_size: int | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(full_precision(self.dtype))
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            mean, var = self._update_statistics(x)
+            return self._normalised(x, self.mean[...], self.var[...])
+        groups = x.reshape(-1, self.group_size or len(x), *x.shape[1:])
+        mean, var = self._update_statistics(groups)
+        return self._normalised(groups, mean, var).reshape(x.shape)
+
+    def _normalised(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         multiplier = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
 
-    def _update_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        axes = tuple(range(x.ndim - 1))
-        count = math.prod(x.shape[:-1])
+    def _update_statistics(self, groups: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Each group's mean and variance; the running averages move towards their mean."""
+        count = math.prod(groups.shape[1:-1])
         if count < 2:
             raise ValueError(
-                f"Batch norm in training mode needs more than one value a channel; its input is "
-                f"{x.shape}. Use a larger batch or image, or model.eval()."
+                f"Batch norm in training mode needs more than one value a channel; its groups are "
+                f"{groups.shape[1:]}. Use a larger batch or image, or model.eval()."
             )
-        mean = jnp.mean(x, axes)
-        var = jnp.mean(jnp.square(x - mean), axes)
-        new_share = 1 - self.momentum
-        self.mean[...] += new_share * (mean - self.mean[...])
-        self.var[...] += new_share * (var * (count / (count - 1)) - self.var[...])
+        axes = tuple(range(1, groups.ndim - 1))
+        mean = jnp.mean(groups, axes, keepdims=True)
+        var = jnp.mean(jnp.square(groups - mean), axes, keepdims=True)
+        self._move(self.mean, mean)
+        self._move(self.var, var * (count / (count - 1)))
         return mean, var
+
+    def _move(self, running: nnx.Variable, of_groups: jax.Array) -> None:
+        batch = of_groups.reshape(len(of_groups), -1).mean(axis=0)
+        running[...] += (1 - self.momentum) * (batch - running[...])
 
 
 class Dropout(nnx.Dropout):
