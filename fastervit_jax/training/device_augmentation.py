@@ -2,7 +2,8 @@
 
 The host delivers decoded, cropped and distorted images as uint8; the rest happens here, inside the
 jitted step, and follows timm 0.9.16 as the official script drives it (``FastCollateMixup`` in batch
-mode, then ``PrefetchLoader``'s normalisation and ``RandomErasing``).
+mode, then ``PrefetchLoader``'s normalisation and ``RandomErasing``). Flip and RandAugment may move
+here too, to spare the host.
 
 Every random step comes in two parts, the draw and its application, so that the application can be
 compared with timm's on timm's own draws. A draw depends on the key and on the image's, or the
@@ -20,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from fastervit_jax.data.rand_augment import RandAugment
+from fastervit_jax.training.device_randaugment import random_augment, random_flip
 from fastervit_jax.training.draws import check_divisible
 from fastervit_jax.training.erasing import random_erasing
 from fastervit_jax.training.mixing import mix
@@ -48,6 +51,8 @@ class AugmentationSettings:
       mean: mean of each channel for images from 0 to 1.
       std: standard deviation of each channel for images from 0 to 1.
       dtype: dtype of the augmented images.
+      flip_probability: probability that an image is mirrored here; 0 where the host does it.
+      rand_augment: RandAugment to apply here; None where the host does it, or nobody.
     """
 
     num_classes: int
@@ -63,6 +68,8 @@ class AugmentationSettings:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     dtype: jax.typing.DTypeLike = jnp.float32
+    flip_probability: float = 0.0
+    rand_augment: RandAugment | None = None
 
 
 def augment(
@@ -75,6 +82,8 @@ def augment(
     batch_axes: Sequence[str] = ("data", "fsdp"),
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes, normalises and erases a training batch, in the recipe's order.
+
+    Before that it flips and distorts the images, where the settings say so.
 
     Args:
       key: random key of this step.
@@ -125,7 +134,12 @@ def _augment_from(
     labels: jax.Array,
     settings: AugmentationSettings,
 ) -> tuple[jax.Array, jax.Array]:
-    mixing_key, erasing_key = jax.random.split(key)
+    flip_key, operation_key, mixing_key, erasing_key = jax.random.split(key, 4)
+    images = random_flip(flip_key, images, settings.flip_probability, first_image=first_image)
+    if settings.rand_augment is not None:
+        images = random_augment(
+            operation_key, images, settings.rand_augment, first_image=first_image
+        )
     images, soft_labels = mix(
         mixing_key,
         images,
