@@ -5,13 +5,12 @@ wrong distribution.
 """
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 from scipy import stats
 
 from fastervit_jax.training.device_augmentation import (
@@ -24,13 +23,13 @@ from fastervit_jax.training.device_augmentation import (
 from fastervit_jax.training.erasing import apply_erasing, draw_erasing, random_erasing
 from fastervit_jax.training.mixing import MixingDraw, apply_mixing, draw_mixing, mix
 
+from .eight_devices import QUICK_COMPILATION, run_on_mesh
+
 LEVEL = 1e-3
 KEY = jax.random.key(0)
 DRAWS = 20_000
 
-# Compiled once for each shape and setting. What the program does matters here and not its speed,
-# so LLVM need not optimise it.
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
+# Compiled once for each shape and setting.
 compiled_augment = jax.jit(augment, static_argnames="settings", compiler_options=QUICK_COMPILATION)
 compiled_mix = jax.jit(
     mix, static_argnames=("num_classes", "group_size"), compiler_options=QUICK_COMPILATION
@@ -253,24 +252,6 @@ def test_double_precision_changes_no_draw(images, labels):
     for array, other in zip(expected, got, strict=True):
         assert other.dtype == array.dtype == jnp.float32
         np.testing.assert_allclose(array, other, atol=1e-5)
-
-
-COLLECTIVE = re.compile("all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all")
-
-
-def run_on_mesh(function, shape, axis_type=AxisType.Auto):
-    """Collectives in the compiled `function(key, images, labels, mesh)`, and its results."""
-    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(axis_type,) * 3)
-    batch = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    images = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
-    arguments = (
-        KEY,
-        jax.device_put(images, batch),
-        jax.device_put(np.arange(32) % 8, batch),
-    )
-    lowered = jax.jit(lambda *arguments: function(*arguments, mesh)).lower(*arguments)
-    program = lowered.compile(QUICK_COMPILATION)
-    return set(COLLECTIVE.findall(program.as_text())), program(*arguments)
 
 
 def augment_on_mesh(key, images, labels, mesh):
