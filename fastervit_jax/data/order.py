@@ -5,6 +5,8 @@ p-th image of its global batches laid end to end. Nothing here depends on the nu
 workers or threads, or on where a run was resumed, and every answer costs O(1).
 """
 
+import functools
+
 import numpy as np
 
 
@@ -34,8 +36,12 @@ def example_index(num_examples: int, *, seed: int, epoch: int, position: int) ->
     """The example that stands at `position` of `epoch`: a permutation of [0, N) in each epoch."""
     from grain.experimental import index_shuffle
 
-    epoch_seed = np.random.SeedSequence([seed, epoch]).generate_state(1)[0]
-    return index_shuffle(position, num_examples - 1, int(epoch_seed), 4)
+    return index_shuffle(position, num_examples - 1, _epoch_seed(seed, epoch), 4)
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 def example_rng(*, seed: int, epoch: int, position: int) -> np.random.Generator:
