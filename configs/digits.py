@@ -42,6 +42,7 @@ def get_config():
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_epochs = 3.0
     config.optimizer.weight_decay = 0.05
+    config.mesa.weight = 0.0
     config.average_decay = 0.98  # the last fifty steps
 
     config.evaluation.batch_size = 128

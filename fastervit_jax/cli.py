@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from etils import epath
@@ -93,6 +93,6 @@ def _main(main: Callable[[list[str]], None], argv: list[str]) -> None:
         _refuse(str(error))
 
 
-def _refuse(message: str):
+def _refuse(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

@@ -118,7 +118,6 @@ def draw_preview(config: ConfigDict, path: epath.PathLike) -> None:
       ValueError: the config, or the training set it names, cannot be used.
     """
     from fastervit_jax.training import recipe
-    from fastervit_jax.training.mesh import make_mesh
 
     source = open_source(config.data.train, data_dir=config.data.data_dir)
     transform = recipe.train_transform(config)
@@ -129,7 +128,7 @@ def draw_preview(config: ConfigDict, path: epath.PathLike) -> None:
         pictures = operation_pictures(image, parse_rand_augment(config.rand_augment))
         title = f"{config.rand_augment}: every operation at its magnitude, on {example.key}"
         grids.append(Grid(title, _OPERATION_COLUMNS, pictures))
-    settings = recipe.step_settings(config, make_mesh()).augmentation
+    settings = recipe.augmentation_settings(config, mixing_group=_GROUP_SIZE)
     pictures = finished_pictures(source, transform, settings, seed=config.seed)
     title = f"Training images and their labels, mixed in rows of {_GROUP_SIZE}"
     grids.append(Grid(title, _GROUP_SIZE, pictures))

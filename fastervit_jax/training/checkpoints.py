@@ -45,13 +45,7 @@ class Checkpoints:
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Reads a state onto the shapes and shardings of `abstract` (`state.abstract_state`)."""
         parts = self._read(step, **_parts(abstract))
-        return TrainState(
-            step=parts["training"]["step"],
-            params=parts["model"]["params"],
-            statistics=parts["model"]["statistics"],
-            optimizer=parts["training"]["optimizer"],
-            average=parts["average"],
-        )
+        return TrainState(**parts["model"], average=parts["average"], **parts["training"])
 
     def restore_model(
         self, step: int, params: Arrays, statistics: Arrays, *, average: bool
@@ -76,6 +70,11 @@ class Checkpoints:
             "about"
         ]
 
+    def keep_about(self, step: int) -> dict:
+        """Goes on saving what was saved beside the arrays at a step, and returns it."""
+        self._about = self.about(step)
+        return self._about
+
     def close(self) -> None:
         """Finishes what is being saved."""
         self._manager.close()
@@ -89,5 +88,10 @@ def _parts(state: TrainState) -> dict:
     return {
         "model": {"params": state.params, "statistics": state.statistics},
         "average": state.average,
-        "training": {"step": state.step, "optimizer": state.optimizer},
+        "training": {
+            "step": state.step,
+            "optimizer": state.optimizer,
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        },
     }

@@ -84,6 +84,17 @@ def default_config() -> ml_collections.ConfigDict:
         }
     )
     config.average_decay = 0.9998  # of the moving average of weights, a step
+    config.mesa = ml_collections.ConfigDict(
+        {
+            "weight": 0.1,  # of the divergence from the moving average's answers; 0: none
+            "start": 0.25,  # on from the first epoch beyond this share of the epochs
+        }
+    )
+    # Images that are normalised (batch norm) and mixed together: what a GPU held in the official
+    # recipe. Mixing stays within a device: where one holds fewer, it mixes those it holds.
+    config.group_size = 128
+    config.accumulate = 1  # parts of a batch that go through the network one after the other
+    config.max_skipped_in_a_row = 10  # steps with non-finite gradients, after which a run stops
 
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
@@ -153,6 +164,9 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
 
     for key in (
         "batch_size",
+        "group_size",
+        "accumulate",
+        "max_skipped_in_a_row",
         "epochs",
         "log_every_steps",
         "evaluation.batch_size",
@@ -182,6 +196,7 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
         lambda value: 0 <= value <= config.epochs,
         f"0 to config.epochs={config.epochs}",
     )
+    _check_groups(config, batch_shards)
     for key in ("batch_size", "evaluation.batch_size"):
         for parts, what in ((batch_shards, "devices that split a batch"), (hosts, "hosts")):
             _check(
@@ -190,6 +205,39 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
                 lambda value, parts=parts: value % parts == 0,
                 f"a multiple of the {parts} {what}",
             )
+
+
+def batch_norm_group(config: ml_collections.ConfigDict) -> int:
+    """How many images batch norm normalises together."""
+    return min(config.group_size, config.batch_size // config.accumulate)
+
+
+def mixing_group(config: ml_collections.ConfigDict, batch_shards: int) -> int:
+    """How many images are mixed together, where the mesh splits a batch into `batch_shards`."""
+    return min(config.group_size, config.batch_size // batch_shards)
+
+
+def _check_groups(config: ml_collections.ConfigDict, batch_shards: int) -> None:
+    parts = batch_shards * config.accumulate
+    if config.batch_size % parts:
+        raise _refused(
+            "batch_size",
+            config.batch_size,
+            f"a multiple of {parts}: {batch_shards} devices that split a batch × "
+            f"config.accumulate={config.accumulate}",
+        )
+    part = config.batch_size // config.accumulate
+    if part % batch_norm_group(config):
+        raise _refused(
+            "group_size",
+            config.group_size,
+            f"a number that divides the {part} images that go through the network together",
+        )
+    per_device = config.batch_size // batch_shards
+    if per_device % mixing_group(config, batch_shards):
+        raise _refused(
+            "group_size", config.group_size, f"a number that divides a device's {per_device} images"
+        )
 
 
 def _check(config, key: str, holds, wanted: str) -> None:

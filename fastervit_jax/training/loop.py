@@ -15,11 +15,21 @@ from fastervit_jax.models import FasterViT, FasterViTConfig
 from fastervit_jax.models.functional import PureModel
 from fastervit_jax.training import recipe
 from fastervit_jax.training.checkpoints import Checkpoints
-from fastervit_jax.training.config import check_config, model_config
+from fastervit_jax.training.config import (
+    batch_norm_group,
+    check_config,
+    mixing_group,
+    model_config,
+)
 from fastervit_jax.training.mesh import batch_shards, make_mesh, place_batch
 from fastervit_jax.training.progress import Progress
 from fastervit_jax.training.reporting import Reporter, draw_curves
-from fastervit_jax.training.state import abstract_state, average_model, place_state
+from fastervit_jax.training.state import (
+    TrainState,
+    abstract_state,
+    average_model,
+    place_state,
+)
 from fastervit_jax.training.step import compile_train_step, make_train_step
 from fastervit_jax.training.workdir import save_config
 
@@ -48,22 +58,25 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     optimizer = recipe.optimizer(config, schedule)
     network, dtype = model_config(config), jnp.dtype(config.model.dtype)
     skeleton = nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0)))
+    skeleton.set_attributes(group_size=batch_norm_group(config))
     model = PureModel(skeleton)
 
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir)
-    about = {"class_names": list(training.class_names)}
+    group = mixing_group(config, batch_shards(mesh))
+    about = {"class_names": list(training.class_names), "mixing_group": group}
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, about=about)
     start = checkpoints.latest_step or 0
     state_shapes = abstract_state(skeleton, optimizer, mesh)
     if start:
         state = checkpoints.restore(start, state_shapes)
+        group = checkpoints.keep_about(start)["mixing_group"]
         print(f"Going on from step {start} of {total_steps} in {workdir}.", flush=True)
     else:
         state = place_state(new_model(network, dtype, config.seed), optimizer, mesh)
 
-    settings = recipe.step_settings(config, mesh)
+    settings = recipe.step_settings(config, epoch_steps=epoch_steps, mixing_group=group)
     train_step = compile_train_step(
         make_train_step(model, optimizer, settings, mesh), state_shapes, mesh
     )
@@ -85,6 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
             values = {name: float(value) for name, value in metrics.items()}
             values["learning_rate"] = float(schedule(step - 1))
             progress.show(**values)
+            _stop_if_diverged(state, config.max_skipped_in_a_row)
             values["damaged_images"] = loader.damage.count
             reporter.write(step, **values, **progress.speed())
 
@@ -121,3 +135,14 @@ def new_model(network: FasterViTConfig, dtype, seed: int) -> FasterViT:
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         return FasterViT(network, dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+def _stop_if_diverged(state: TrainState, limit: int) -> None:
+    """Raises ValueError where too many steps in a row had no finite gradients."""
+    in_a_row = int(state.skipped_in_a_row)
+    if in_a_row >= limit:
+        raise ValueError(
+            f"The last {in_a_row} steps had a loss or gradients that are not finite and changed "
+            f"nothing. The newest checkpoint is from before them: lower "
+            f"config.optimizer.learning_rate, or look at the data."
+        )

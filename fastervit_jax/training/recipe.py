@@ -1,10 +1,11 @@
 """From a config to the parts of a run: data, schedule, optimizer, settings of the step."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jax.sharding import Mesh
 
 from fastervit_jax.data import (
     EvalTransform,
@@ -18,13 +19,9 @@ from fastervit_jax.data import (
 )
 from fastervit_jax.training.config import model_config
 from fastervit_jax.training.device_augmentation import AugmentationSettings
-from fastervit_jax.training.mesh import batch_shards
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.schedules import warmup_cosine_schedule
 from fastervit_jax.training.step import StepSettings
-
-RECIPE_GROUP = 128
-"""Images that are mixed together in the official recipe: what one of its GPUs held."""
 
 
 def open_data(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
@@ -121,22 +118,37 @@ def optimizer(
     )
 
 
-def step_settings(config: ml_collections.ConfigDict, mesh: Mesh) -> StepSettings:
+def mesa_start(config: ml_collections.ConfigDict) -> int:
+    """The first epoch, counted from 0, with MESA: the first beyond its share of the epochs."""
+    return next(e for e in itertools.count() if e / config.epochs > config.mesa.start)
+
+
+def augmentation_settings(
+    config: ml_collections.ConfigDict, *, mixing_group: int
+) -> AugmentationSettings:
+    """What happens to a batch on the device."""
+    return AugmentationSettings(
+        num_classes=config.model.num_classes,
+        group_size=mixing_group,
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        switch_probability=config.cutmix_probability,
+        mixing_probability=config.mixing_probability,
+        smoothing=config.label_smoothing,
+        erasing_probability=config.erasing_probability,
+        dtype=jnp.dtype(config.model.dtype),
+    )
+
+
+def step_settings(
+    config: ml_collections.ConfigDict, *, epoch_steps: int, mixing_group: int
+) -> StepSettings:
     """What a step does beside the model and the optimizer."""
-    per_device = config.batch_size // batch_shards(mesh)
-    group_size = RECIPE_GROUP if per_device % RECIPE_GROUP == 0 else per_device
     return StepSettings(
         seed=config.seed,
         average_decay=config.average_decay,
-        augmentation=AugmentationSettings(
-            num_classes=config.model.num_classes,
-            group_size=group_size,
-            mixup_alpha=config.mixup_alpha,
-            cutmix_alpha=config.cutmix_alpha,
-            switch_probability=config.cutmix_probability,
-            mixing_probability=config.mixing_probability,
-            smoothing=config.label_smoothing,
-            erasing_probability=config.erasing_probability,
-            dtype=jnp.dtype(config.model.dtype),
-        ),
+        mesa_weight=config.mesa.weight,
+        mesa_start=mesa_start(config) * epoch_steps,
+        accumulate=config.accumulate,
+        augmentation=augmentation_settings(config, mixing_group=mixing_group),
     )

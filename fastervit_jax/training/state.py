@@ -26,6 +26,8 @@ class TrainState:
         statistics: batch-norm statistics by dotted name.
         optimizer: the optimizer's state.
         average: moving average of parameters and statistics by dotted name.
+        skipped: steps that changed nothing because loss or gradients were not finite.
+        skipped_in_a_row: how many of the last steps those were.
     """
 
     step: jax.Array
@@ -33,6 +35,8 @@ class TrainState:
     statistics: Arrays
     optimizer: optax.OptState
     average: Arrays
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
 
 def new_state(
@@ -45,6 +49,8 @@ def new_state(
         statistics=statistics,
         optimizer=optimizer.init(params),
         average={name: jnp.copy(array) for name, array in {**params, **statistics}.items()},
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
 
 

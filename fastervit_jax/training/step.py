@@ -4,17 +4,21 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fastervit_jax.models.functional import Arrays, PureModel
 from fastervit_jax.training.device_augmentation import AugmentationSettings, augment
-from fastervit_jax.training.losses import soft_target_cross_entropy
-from fastervit_jax.training.mesh import batch_sharding, replicated
-from fastervit_jax.training.state import TrainState
+from fastervit_jax.training.losses import mesa_divergence, soft_target_cross_entropy
+from fastervit_jax.training.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated
+from fastervit_jax.training.state import TrainState, average_model
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+MESA_FACTOR = 50
+"""The constant that the official script multiplies the MESA weight by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +29,17 @@ class StepSettings:
         seed: of everything random in the step.
         augmentation: what happens to images and labels on the device.
         average_decay: decay of the moving average, per step.
+        mesa_weight: of the divergence from the moving average's answers; 0 leaves it out.
+        mesa_start: updates done before the first one with it.
+        accumulate: into how many parts a batch is cut that go through the network one by one.
     """
 
     seed: int
     augmentation: AugmentationSettings
     average_decay: float
+    mesa_weight: float = 0.0
+    mesa_start: int = 0
+    accumulate: int = 1
 
 
 def make_train_step(
@@ -41,31 +51,89 @@ def make_train_step(
     """The step, not yet compiled (see `compile_train_step`).
 
     Its batch has `image`, uint8 [N, H, W, 3], and `label`, int32 [N]. Its metrics are scalars:
-    `loss`, `gradient_norm` before clipping.
+    `loss`; `gradient_norm` before clipping; `mesa`, the divergence, where it is on; `skipped`, 1
+    where loss or gradients were not finite. Such a step changes nothing but the counts of steps.
     """
+    # A mixing group that a device holds in part can only be mixed across devices.
+    held = settings.augmentation.group_size * batch_shards(mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
         augmentation_key, dropout_key = jax.random.split(key)
+        whole_groups = len(batch["image"]) % held == 0
         images, targets = augment(
-            augmentation_key, batch["image"], batch["label"], settings.augmentation, mesh=mesh
+            augmentation_key,
+            batch["image"],
+            batch["label"],
+            settings.augmentation,
+            mesh=mesh if whole_groups else None,
         )
-
-        def loss_of(params: Arrays) -> tuple[jax.Array, Arrays]:
-            logits, statistics = model.train(params, state.statistics, images, dropout_key)
-            return soft_target_cross_entropy(logits, targets), statistics
-
-        (loss, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        gradients, (metrics, statistics) = _gradients(state, images, targets, dropout_key)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = TrainState(
+
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        metrics["skipped"] = (~finite).astype(jnp.int32)
+        old = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            skipped=state.skipped + 1,
+            skipped_in_a_row=state.skipped_in_a_row + 1,
+        )
+        new = TrainState(
             step=state.step + 1,
             params=params,
             statistics=statistics,
             optimizer=optimizer_state,
             average=_moved(state.average, {**params, **statistics}, settings.average_decay),
+            skipped=state.skipped,
+            skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
         )
-        return state, {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), metrics
+
+    def _gradients(state: TrainState, images: jax.Array, targets: jax.Array, key: jax.Array):
+        """Gradients of the loss, and (metrics, statistics), as means over the batch's parts."""
+        gradients_of = jax.value_and_grad(_loss, has_aux=True)
+
+        def of_part(index, images, targets):
+            part_key = jax.random.fold_in(key, index)
+            (loss, (mesa, statistics)), gradients = gradients_of(
+                state.params, state, images, targets, part_key
+            )
+            metrics = {"loss": loss, "mesa": mesa} if settings.mesa_weight else {"loss": loss}
+            return gradients, (metrics, statistics)
+
+        if settings.accumulate == 1:
+            return of_part(0, images, targets)
+        parts = (
+            jnp.arange(settings.accumulate),
+            _in_parts(images, settings.accumulate, mesh),
+            _in_parts(targets, settings.accumulate, mesh),
+        )
+        shapes = jax.eval_shape(of_part, *jax.tree.map(lambda part: part[0], parts))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, of_part(*part)), None
+
+        sums, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda total: total / settings.accumulate, sums)
+
+    def _loss(params: Arrays, state: TrainState, images, targets, key):
+        """The loss, and (divergence from the average, updated statistics)."""
+        logits, statistics = model.train(params, state.statistics, images, key)
+        loss = soft_target_cross_entropy(logits, targets)
+        if not settings.mesa_weight:
+            return loss, (jnp.zeros_like(loss), statistics)
+
+        def divergence(_):
+            teacher = model.infer(*average_model(state), images)
+            return mesa_divergence(logits, teacher)
+
+        started = state.step >= settings.mesa_start
+        mesa = jax.lax.cond(started, divergence, lambda _: jnp.zeros_like(loss), None)
+        return loss + settings.mesa_weight * MESA_FACTOR * mesa, (mesa, statistics)
 
     return train_step
 
@@ -73,6 +141,16 @@ def make_train_step(
 def _moved(average: Arrays, new: Arrays, decay: float) -> Arrays:
     """The moving average after one more step."""
     return {name: decay * average[name] + (1 - decay) * new[name] for name in average}
+
+
+def _in_parts(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
+    """[N, …] → [parts, N/parts, …], every part spread over all devices, none of it moved."""
+    shards = batch_shards(mesh)
+    array = array.reshape(shards, parts, -1, *array.shape[1:]).swapaxes(0, 1)
+    array = array.reshape(parts, -1, *array.shape[3:])
+    return jax.lax.with_sharding_constraint(
+        array, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+    )
 
 
 def compile_train_step(train_step, state_shapes: TrainState, mesh: Mesh):

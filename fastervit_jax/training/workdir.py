@@ -83,14 +83,10 @@ def load_trained(
     compute = jnp.dtype(dtype or config.model.dtype)
     model = nnx.eval_shape(lambda: FasterViT(network, dtype=compute, rngs=nnx.Rngs(0)))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    params, statistics = (
-        {
-            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=device)
-            for name, array in arrays.items()
-        }
-        for arrays in arrays_of(model)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), arrays_of(model)
     )
-    params, statistics = checkpoints.restore_model(step, params, statistics, average=average)
+    params, statistics = checkpoints.restore_model(step, *shapes, average=average)
     nnx.update(model, unflatten({**params, **statistics}))
     model.eval()
     class_names = tuple(checkpoints.about(step)["class_names"])
