@@ -116,7 +116,8 @@ class FasterViTConfig:
         The official code plans windows on a map whose sides are rounded *down*, yet its
         convolutions round up. Where it plans a single window it has no carrier tokens, even if the
         real map then holds more (any_res at 120×120). Where it plans more windows than one, but
-        not those of the real map (225×225), it cannot run; here the real map counts.
+        not those of the real map (225×225), it cannot run; here the real map counts, as it does in
+        the official network built for sides rounded up to multiples of 32.
         """
         window = self.window_size[stage]
         size = self.map_size(stage)

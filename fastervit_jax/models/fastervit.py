@@ -1,13 +1,17 @@
 """The whole network (paper, section 3.1 and figure 3)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from fastervit_jax.models.config import ATTENTION_STAGES, STRIDES, FasterViTConfig
 from fastervit_jax.models.conv_block import Downsample, Stem
+from fastervit_jax.models.deploy import deployed
 from fastervit_jax.models.layers import BatchNorm, full_precision, layer_norm, linear
 from fastervit_jax.models.stage import AttentionStage, ConvStage
+from fastervit_jax.models.variants import any_res_sibling
 
 
 class FasterViT(nnx.Module):
@@ -22,6 +26,7 @@ class FasterViT(nnx.Module):
         channels: channels of the four maps of `features`.
         strides: pixels of the image per position of these maps.
         num_features: channels of the pooled features that the head sees.
+        deployed: whether this is what `deploy` returns.
     """
 
     def __init__(self, config: FasterViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
@@ -31,6 +36,7 @@ class FasterViT(nnx.Module):
         self.channels = config.widths
         self.strides = STRIDES
         self.num_features = config.widths[-1]
+        self.deployed = False
 
         self.stem = Stem(config, dtype=dtype, rngs=rngs)
         self.stages = nnx.List(
@@ -87,6 +93,51 @@ class FasterViT(nnx.Module):
         x = self.norm(last_map)
         pooled = jnp.mean(x.astype(full_precision(self.dtype)), axis=(1, 2))
         return pooled if self.head is None else self.head(pooled)
+
+    def at_resolution(self, resolution: int | tuple[int, int]) -> "FasterViT":
+        """The same network for images of another size, of any height and width.
+
+        What depends on the size is recomputed: windows and padding, the pooling that makes carrier
+        tokens, position embeddings and biases. The result is the any_res network that the official
+        code builds for that size, in the same mode, with the weights of this one. Sizes for which
+        the official code raises are taken as that network built for sides rounded up to multiples
+        of 32.
+
+        Weights are **shared**, not copied: training one model trains the other. Carrier-token
+        weights which that size has no use for are absent from the result, so go from the original
+        model to each size, not from size to size.
+
+        Args:
+            resolution: one side or (height, width), in pixels.
+
+        Raises:
+            ValueError: no network can be built for that size, or only with weights that this model
+                does not have, or it is a deployed one (`deploy` comes last).
+        """
+        if self.deployed:
+            raise ValueError(
+                "A deployed model is made for one size: call model.at_resolution(…).deploy()."
+            )
+        config = dataclasses.replace(self.config, resolution=resolution, any_res=True)
+        model = nnx.clone(self, variables=False)
+        model.config = config
+        for stage in ATTENTION_STAGES:
+            model.stages[stage].rebuild_for(config)
+        self._redescribe(model)
+        return model
+
+    def _redescribe(self, resized: "FasterViT"):
+        """Adapts what `create_model` notes on a model to one of another size."""
+        if hasattr(self, "name") and not self.config.any_res:
+            resized.name = any_res_sibling(self.name)
+        if hasattr(self, "preprocessing"):
+            resized.preprocessing = dataclasses.replace(
+                self.preprocessing, resolution=resized.config.resolution
+            )
+
+    def deploy(self) -> "FasterViT":
+        """A copy for inference alone, which computes the same with less (see `models.deploy`)."""
+        return deployed(self)
 
     def _check_images(self, images: jax.Array):
         channels = self.config.in_chans

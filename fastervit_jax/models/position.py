@@ -33,18 +33,20 @@ class CoordinateNetwork(nnx.Module):
 
 
 class PositionEmbedding(nnx.Module):
-    """What is added to a square of tokens (the reference's `PosEmbMLPSwinv1D`).
-
-    Coordinates are (i − side//2) / (side//2) for rows and columns.
-    """
+    """What is added to a square of tokens (the reference's `PosEmbMLPSwinv1D`)."""
 
     def __init__(self, features: int, *, dtype, rngs: nnx.Rngs):
         self.network = CoordinateNetwork(features, dtype=dtype, rngs=rngs)
 
+    @staticmethod
+    def coordinates(side: int) -> np.ndarray:
+        """What the network sees: (i − side//2) / (side//2) for rows and columns, [side², 2]."""
+        half = side // 2
+        return (_coordinates(0, side - 1) - half) / half
+
     def __call__(self, side: int) -> jax.Array:
         """The embedding of a square of tokens, [side², features]."""
-        half = side // 2
-        return self.network((_coordinates(0, side - 1) - half) / half)
+        return self.network(self.coordinates(side))
 
 
 class RelativePositionBias(nnx.Module):
@@ -58,15 +60,20 @@ class RelativePositionBias(nnx.Module):
     def __init__(self, num_heads: int, *, dtype, rngs: nnx.Rngs):
         self.network = CoordinateNetwork(num_heads, dtype=dtype, rngs=rngs)
 
+    @staticmethod
+    def coordinates(side: int) -> np.ndarray:
+        """What the network sees: all relative positions in a square, [(2·side − 1)², 2]."""
+        reach = side - 1
+        scaled = _coordinates(-reach, reach) / reach * 8
+        return np.sign(scaled) * np.log2(np.abs(scaled) + 1) / np.log2(8)
+
     def __call__(self, tokens: int, side: int) -> jax.Array:
         """The bias of `tokens` tokens, the last side² a square: [heads, tokens, tokens].
 
         The second axis is the query's, the third the key's.
         """
-        reach = side - 1
-        scaled = _coordinates(-reach, reach) / reach * 8
-        table = self.network(np.sign(scaled) * np.log2(np.abs(scaled) + 1) / np.log2(8))
-        bias = (16 * jax.nn.sigmoid(table))[_table_rows(side)]
+        table = 16 * jax.nn.sigmoid(self.network(self.coordinates(side)))
+        bias = table[_table_rows(side)]
         in_front = tokens - side**2
         return jnp.pad(bias.transpose(2, 0, 1), ((0, 0), (in_front, 0), (in_front, 0)))
 

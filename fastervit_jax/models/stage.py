@@ -37,7 +37,9 @@ class AttentionStage(nnx.Module):
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
         self.number = stage + 1
         self.window_size = config.window_size[stage]
-        self.build_for(config)
+        self.any_res = config.any_res
+        self.resolution = config.resolution
+        self.geometry = config.geometry(stage)
         self.carrier_tokenizer = (
             CarrierTokenizer(config, stage, dtype=dtype, rngs=rngs)
             if config.has_carrier_tokenizer(stage)
@@ -47,12 +49,6 @@ class AttentionStage(nnx.Module):
             HierarchicalAttentionBlock(config, stage, block, dtype=dtype, rngs=rngs)
             for block in range(config.depths[stage])
         )
-
-    def build_for(self, config: FasterViTConfig):
-        """Takes over the image size of `config`, and what follows from it; no weight changes."""
-        self.any_res = config.any_res
-        self.resolution = config.resolution
-        self.geometry = config.geometry(self.number - 1)
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         if not self.blocks:
@@ -68,6 +64,45 @@ class AttentionStage(nnx.Module):
         for block in self.blocks:
             windows, carriers = block(windows, carriers, grid, rngs)
         return windows_to_map(windows, self.window_size, grid)[:, :height, :width]
+
+    def rebuild_for(self, config: FasterViTConfig):
+        """Becomes the stage of a network for images of another size, and drops unused weights.
+
+        Raises:
+            ValueError: at that size the stage would need weights that it does not have.
+        """
+        self.any_res = config.any_res
+        self.resolution = config.resolution
+        self.geometry = config.geometry(self.number - 1)
+        hierarchical = self.geometry.hierarchical
+        if not config.has_carrier_tokenizer(self.number - 1):
+            self.carrier_tokenizer = None
+        for block in self.blocks:
+            if not hierarchical:
+                block.carrier_layer = None
+            if not hierarchical or not self.geometry.square:
+                block.carrier_position = None
+        self._check_weights()
+
+    def _check_weights(self):
+        """Raises ValueError where the stage has no weights for what its geometry asks for."""
+        if not self.geometry.hierarchical:
+            return
+        height, width = self.resolution
+        rows, columns = self.geometry.window_grid
+        explanation = (
+            f"At {height}×{width}, stage {self.number} has {rows}×{columns} windows, and the model "
+            f"has no weights for"
+        )
+        if any(block.carrier_layer is None for block in self.blocks):
+            raise ValueError(
+                f"{explanation} their carrier tokens: it was built for a size with one window."
+            )
+        if self.geometry.square and any(block.carrier_position is None for block in self.blocks):
+            raise ValueError(
+                f"{explanation} the positions of their carrier tokens, which only square grids of "
+                f"windows have: it was built for a grid that is not square."
+            )
 
     def _check_map(self, x: jax.Array):
         """Raises ValueError where windows or carrier tokens do not fit the map."""

@@ -97,3 +97,27 @@ def test_without_a_head():
         assert nnx.eval_shape(lambda m, x: m(x), one, images).shape == (2, one.num_features)
     headless.head = nnx.Linear(64, 3, rngs=nnx.Rngs(0))
     assert nnx.eval_shape(lambda m, x: m(x), headless, images).shape == (2, 3)
+
+
+def test_any_size():
+    names = example("Any image size")
+    model = names["model"]
+    assert names["by_size"][96, 160].head.kernel is model.head.kernel, "shared, not copied"
+    for (height, width), maps in names["maps_by_size"].items():
+        sides = [(-(-height // stride), -(-width // stride)) for stride in model.strides]
+        assert [x.shape[1:3] for x in maps] == sides
+        assert all(np.isfinite(x).all() for x in maps)
+
+    gradients = dict(nnx.to_flat_state(names["gradients"]))
+    assert gradients.keys() == parameters(model).keys()
+    largest = {path: np.abs(gradient.get_value()).max() for path, gradient in gradients.items()}
+    # A wide grid of windows has no positions of carrier tokens.
+    assert {path for path, size in largest.items() if size == 0} == {
+        path for path in largest if "carrier_position" in path
+    }
+
+
+def test_ready_to_serve():
+    names = example("Ready to serve")
+    assert names["served_logits"].shape == (4, 10)
+    assert not parameters(names["served"])

@@ -1,0 +1,143 @@
+"""A network for inference alone: what does not depend on the image is computed once.
+
+- Batch norms are folded into the convolutions before them, the last one into the head behind it.
+- Position embeddings and biases are kept as what their networks gave for this size.
+- Drop path and dropout are gone, and no array is a parameter or a statistic: `model.train()` does
+  nothing, and an optimizer finds nothing to train.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fastervit_jax.models.layers import BatchNorm, Dropout, full_precision
+
+if TYPE_CHECKING:
+    from fastervit_jax.models.fastervit import FasterViT
+    from fastervit_jax.models.stage import AttentionStage
+
+
+class Constant(nnx.Variable):
+    """An array of a deployed network: neither a parameter nor a statistic."""
+
+
+class Identity(nnx.Module):
+    """Stands where a layer was that has been folded away."""
+
+    def __call__(self, x: jax.Array, **_) -> jax.Array:
+        return x
+
+
+class Affine(nnx.Module):
+    """What is left of a batch norm that nothing takes up: x · multiplier + shift."""
+
+    def __init__(self, norm: BatchNorm):
+        self.dtype = norm.dtype
+        self.multiplier, self.shift = (Constant(array) for array in _affine(norm))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(full_precision(self.dtype))
+        return (x * self.multiplier[...] + self.shift[...]).astype(self.dtype)
+
+
+class Computed(nnx.Module):
+    """Stands for a position network: returns what it gave."""
+
+    def __init__(self, value: jax.Array):
+        self.value = Constant(value)
+
+    def __call__(self, _) -> jax.Array:
+        return self.value[...]
+
+
+def deployed(model: FasterViT) -> FasterViT:
+    """A copy of a model for inference alone; the model itself is not changed.
+
+    Logits and features agree with the model's to rounding (1e-5 of the largest in float32).
+
+    Raises:
+        ValueError: the model is a deployed one already.
+    """
+    if model.deployed:
+        raise ValueError("The model is deployed already.")
+    model = nnx.clone(model)
+    model.eval()
+    _fold_convolutions(model)
+    _fold_last_norm(model)
+    for stage in model.stages[2:]:
+        _compute_positions(stage)
+    _make_constant(model)
+    model.deployed = True
+    return model
+
+
+def _fold_convolutions(model: FasterViT) -> None:
+    for block in (model.stem, *model.stages[0].blocks, *model.stages[1].blocks):
+        for convolution, norm in (("conv1", "norm1"), ("conv2", "norm2")):
+            _fold(getattr(block, convolution), getattr(block, norm))
+            setattr(block, norm, Identity())
+
+
+def _fold(convolution: nnx.Conv, norm: BatchNorm) -> None:
+    """Makes a convolution give what the batch norm behind it would."""
+    multiplier, shift = _affine(norm)
+    convolution.kernel[...] *= multiplier
+    if convolution.use_bias:
+        shift = shift + multiplier * convolution.bias[...]
+    convolution.bias = nnx.Param(shift)
+    convolution.use_bias = True
+
+
+def _affine(norm: BatchNorm) -> tuple[jax.Array, jax.Array]:
+    """A batch norm in inference mode as a multiplier and a shift of each channel."""
+    multiplier = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+    return multiplier, norm.bias[...] - norm.mean[...] * multiplier
+
+
+def _fold_last_norm(model: FasterViT) -> None:
+    """Folds the last batch norm into the head: averaging over positions lies between, and commutes.
+
+    Without a linear head, a multiplier and a shift are left. A layer norm stays as it is.
+    """
+    if not isinstance(model.norm, BatchNorm):
+        return
+    head = model.head
+    if type(head) is not nnx.Linear or not head.use_bias:
+        model.norm = Affine(model.norm)
+        return
+    multiplier, shift = _affine(model.norm)
+    head.bias[...] += jnp.dot(shift, head.kernel[...], precision="highest")
+    head.kernel[...] *= multiplier[:, None]
+    model.norm = Identity()
+
+
+def _compute_positions(stage: AttentionStage) -> None:
+    """Replaces the networks of position embeddings and biases by their outputs."""
+    rows, columns = stage.geometry.window_grid
+    for block in stage.blocks:
+        carrier_side = math.isqrt(block.ct_size**2 * rows * columns)
+        positions = [
+            (block.window_position, stage.window_size),
+            (block.window_layer.attention.position_bias, stage.window_size),
+        ]
+        if block.carrier_layer is not None:
+            positions.append((block.carrier_layer.attention.position_bias, carrier_side))
+        if block.carrier_position is not None:
+            positions.append((block.carrier_position, carrier_side))
+        for position, side in positions:
+            position.network = Computed(position.network(position.coordinates(side)))
+
+
+def _make_constant(model: FasterViT) -> None:
+    """Turns every array into a constant, and every dropout into nothing."""
+    for _, module in nnx.iter_modules(model):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Dropout):
+                setattr(module, name, Identity())
+            elif isinstance(value, nnx.Variable):
+                setattr(module, name, Constant(value[...]))

@@ -1,0 +1,89 @@
+"""The deployed network computes the same, with less, and has nothing to train."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fastervit_jax.models.deploy import Constant
+from fastervit_jax.models.layers import BatchNorm
+
+from .small import small_model
+
+CASES = {
+    "square": ("faster_vit_3_224", dict(depths=(1, 1, 2, 1), layer_scale_conv=0.7)),
+    "wide any_res, layer norm": (
+        "faster_vit_0_any_res",
+        dict(resolution=(100, 170), layer_norm_last=True),
+    ),
+    "pooled features": ("faster_vit_0_224", dict(num_classes=0, hat=(False,) * 4)),
+}
+
+
+def outputs(model, images):
+    @nnx.jit
+    def run(model, images):
+        maps = model.features(images)
+        return model.classify(maps[-1]), maps
+
+    return run(model, images)
+
+
+def arrays(model, kind=...):
+    return jax.tree.leaves(nnx.state(model, kind))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_outputs(case):
+    name, options = CASES[case]
+    model = small_model(name, drop_path_rate=0.5, drop_rate=0.1, **options)
+    images = jax.random.normal(jax.random.key(0), (2, *model.config.resolution, 3))
+    logits, maps = outputs(model, images)
+    before = [np.array(array) for array in arrays(model)]
+    deployed = model.deploy()
+    deployed.train()
+    deployed_logits, deployed_maps = outputs(deployed, images)
+
+    for ours, theirs in zip([deployed_logits, *deployed_maps], [logits, *maps], strict=True):
+        assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    for array, old in zip(arrays(model), before, strict=True):
+        np.testing.assert_array_equal(array, old, err_msg="the model itself is unchanged")
+
+
+def test_nothing_can_be_trained():
+    deployed = small_model().deploy()
+    assert not arrays(deployed, nnx.Param) and not arrays(deployed, nnx.BatchStat)
+    kinds = {type(variable) for _, variable in nnx.to_flat_state(nnx.state(deployed))}
+    assert kinds == {Constant}
+    assert not any(isinstance(module, BatchNorm) for _, module in nnx.iter_modules(deployed))
+
+
+def test_position_networks_are_gone():
+    deployed = small_model().deploy()
+    names = {path[-2] for path, _ in nnx.to_flat_state(nnx.state(deployed))}
+    assert "hidden" not in names and "out" not in names and "network" in names
+
+
+def test_another_head():
+    """A head that is not one linear layer takes nothing up."""
+    model = small_model()
+    model.head = nnx.Sequential(nnx.Linear(64, 8, rngs=nnx.Rngs(0)), jax.nn.relu)
+    images = jax.random.normal(jax.random.key(0), (1, 128, 128, 3))
+    logits, _ = outputs(model, images)
+    deployed_logits, _ = outputs(model.deploy(), images)
+    np.testing.assert_allclose(deployed_logits, logits, atol=1e-5)
+
+
+def test_bfloat16():
+    """Rounds elsewhere than the model, and as little."""
+    images = jax.random.normal(jax.random.key(0), (2, 128, 128, 3))
+    exact, _ = outputs(small_model(), images)
+    logits, _ = outputs(small_model(dtype=jnp.bfloat16).deploy(), images)
+    assert logits.dtype == jnp.float32
+    assert np.abs(logits - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_twice():
+    with pytest.raises(ValueError, match="deployed already"):
+        small_model().deploy().deploy()
