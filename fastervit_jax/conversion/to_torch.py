@@ -109,8 +109,9 @@ def _attention_bias(
 
     square, in_front = module.side**2, module.tokens - module.side**2
     rows = _network(module, state, table).reshape(-1, module.features)
-    bias = 16 * torch.sigmoid(rows[index.reshape(-1)].reshape(square, square, -1).permute(2, 0, 1))
-    return torch.nn.functional.pad(bias, (in_front, 0, in_front, 0))[None].contiguous()
+    # Contiguous before the sigmoid, as there: the last bit depends on it.
+    pairs = rows[index.reshape(-1)].reshape(square, square, -1).permute(2, 0, 1).contiguous()
+    return torch.nn.functional.pad(16 * torch.sigmoid(pairs), (in_front, 0, in_front, 0))[None]
 
 
 @contextlib.contextmanager

@@ -16,11 +16,11 @@ def random_model(name: str = "faster_vit_3_224", seed: int = 0, **options) -> Fa
     """A network of `SMALL` sizes (or those of `options`) with normal weights."""
     generator = np.random.default_rng(seed)
     model = abstract_model(variant_config(name, **{**SMALL, **options}))
-    arrays = {
-        key: jnp.asarray(generator.standard_normal(array.shape, np.float32))
-        for part in arrays_of(model)
-        for key, array in part.items()
-    }
+    arrays = {}
+    for part in arrays_of(model):
+        for key, array in part.items():
+            value = 0.2 * generator.standard_normal(array.shape, np.float32)
+            arrays[key] = jnp.asarray(np.exp(value) if key.endswith(".var") else value)
     nnx.update(model, unflatten(arrays))
     model.eval()
     describe(model, name)
