@@ -6,6 +6,7 @@ files beside the records.
 
 import os
 import re
+import resource
 from typing import Any
 
 from etils import epath
@@ -58,6 +59,7 @@ class TfdsSource:
             ) from error
         if empty:
             raise ValueError(f"tfds:{self._name}@{self._split} holds no images: widen the slice.")
+        _allow_open_files(len(info.splits[self._split].file_instructions))
         self._records = builder.as_data_source(
             self._split, decoders={self._image: tfds.decode.SkipDecoding()}
         )
@@ -152,3 +154,21 @@ class TfdsSource:
             f"TfdsSource({self._name}@{self._split} in {self._data_dir}): {len(self)} images, "
             f"{self.num_classes} classes"
         )
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files where `count` record files would exceed it.
+
+    Every file of a set stays open once it has been read from; ImageNet's training split has 1,024,
+    which is many systems' soft limit.
+    """
+    needed = count + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise OSError(
+            f"The data set has {count} files, and this process may open only {hard}: raise the "
+            f"limit to {needed} (ulimit -Hn), or prepare the set in fewer files."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

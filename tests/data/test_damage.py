@@ -21,19 +21,21 @@ from fastervit_jax.data import (
 from fastervit_jax.data.images import decode_rgb
 
 
-def png_with_size(width, height):
-    """A PNG whose header claims a size that its data does not hold."""
+def png(width, height, pixels, colour_type):
+    """A PNG put together by hand: a header, and compressed pixels that may not fit it."""
 
     def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" + bytes(3 * 10))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def png_with_size(width, height):
+    """A PNG whose header claims a size that its data does not hold."""
+    return png(width, height, zlib.compress(b"\0" + bytes(3 * 10)), colour_type=2)
 
 
 def jpeg_with_size(encoded, width, height):
@@ -89,17 +91,8 @@ def test_a_bomb_is_refused_before_it_is_decoded():
     import resource
 
     rows = zlib.compressobj(9)
-    data = b"".join(rows.compress(bytes(20_001)) for _ in range(20_000)) + rows.flush()
-
-    def chunk(kind, body):
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
-    bomb = (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
+    pixels = b"".join(rows.compress(bytes(20_001)) for _ in range(20_000)) + rows.flush()
+    bomb = png(20_000, 20_000, pixels, colour_type=0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DamagedImageError, match="decompression bomb"):
         decode_rgb(bomb)

@@ -199,3 +199,20 @@ def test_a_set_that_is_no_classification_is_refused(tmp_path):
     Texts(data_dir=tmp_path).download_and_prepare(file_format="array_record")
     with pytest.raises(ValueError, match=r"no image classification .*: its features are text"):
         open_source("tfds:texts@train", data_dir=str(tmp_path))
+
+
+def test_a_set_of_many_files_raises_the_limit_of_open_files(data_dir):
+    """Under a soft limit that its files exceed; a hard limit below them is explained."""
+    code = f"""
+import resource
+from fastervit_jax.data import tfds_source
+resource.setrlimit(resource.RLIMIT_NOFILE, (250, 400))
+tfds_source.TfdsSource("photographs@train", data_dir="{data_dir}")[0]
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (257, 400)
+try:
+    tfds_source._allow_open_files(1024)
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "has 1024 files, and this process may open only 400: raise" in done.stdout, done.stderr
