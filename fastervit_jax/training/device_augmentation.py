@@ -112,6 +112,12 @@ def augment(
         )
     devices = math.prod(mesh.shape[axis] for axis in batch_axes)
     check_divisible(images.shape[0], devices, "be shared out over {} devices")
+    on_device = images.shape[0] // devices
+    if settings.group_size < 1 or on_device % settings.group_size:
+        raise ValueError(
+            f"Mixing stays inside a device: the {on_device} images that each holds must make whole "
+            f"groups, and the group_size is {settings.group_size}."
+        )
 
     def on_each_device(key, images, labels):
         first_image = jax.lax.axis_index(tuple(batch_axes)) * images.shape[0]

@@ -79,8 +79,11 @@ def mix(
     if group_size < 1:
         raise ValueError(f"A mixing group must hold at least 1 image; group_size is {group_size}.")
     check_divisible(images.shape[0], group_size, "make whole mixing groups of {}")
-    if isinstance(first_image, int):
-        check_divisible(first_image, group_size, "be the first image of a mixing group of {}")
+    if isinstance(first_image, int) and first_image % group_size:
+        raise ValueError(
+            f"Image {first_image} of the global batch begins no mixing group: first_image must be "
+            f"a multiple of group_size, {group_size}."
+        )
     first_group = first_image // group_size
     draw = draw_mixing(
         key,

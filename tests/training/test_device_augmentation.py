@@ -334,7 +334,7 @@ def test_bad_arguments_are_refused(change, message):
 
 
 def test_more_refusals(images, labels):
-    with pytest.raises(ValueError, match="6 images cannot"):
+    with pytest.raises(ValueError, match="Image 6 of the global batch begins no mixing group"):
         mix(KEY, images, labels, num_classes=8, group_size=4, first_image=6)
     with pytest.raises(ValueError, match="after normalisation"):
         random_erasing(KEY, images)
@@ -346,6 +346,11 @@ def test_more_refusals(images, labels):
     mesh = jax.make_mesh((1,), ("batch",))
     with pytest.raises(ValueError, match="'data', 'fsdp'"):
         augment(KEY, images, labels, SETTINGS, mesh=mesh)
+    mesh = jax.make_mesh((4, 1), ("data", "fsdp"))
+    with pytest.raises(ValueError, match="the 2 images that each holds must make whole groups"):
+        augment(KEY, images, labels, SETTINGS, mesh=mesh)
+    with pytest.raises(ValueError, match="6 images cannot be shared out over 4 devices"):
+        augment(KEY, images[:6], labels[:6], SETTINGS, mesh=mesh)
 
 
 def test_empty_box_erases_nothing(images):
