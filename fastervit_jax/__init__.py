@@ -3,7 +3,8 @@
 from fastervit_jax.conversion.weights import save_model
 from fastervit_jax.create import create_model
 from fastervit_jax.models import FasterViT, FasterViTConfig, list_models
+from fastervit_jax.prediction import predict
 
 __version__ = "0.1.0"
 
-__all__ = ["FasterViT", "FasterViTConfig", "create_model", "list_models", "save_model"]
+__all__ = ["FasterViT", "FasterViTConfig", "create_model", "list_models", "predict", "save_model"]

@@ -8,15 +8,17 @@ from absl import app, flags, logging
 from etils import epath
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], *, arguments: bool = False) -> None:
     """Runs an entry point: parses its flags, and turns a refusal into a sentence and exit code 1.
+
+    `main` receives the program's name and, where it takes `arguments`, what is no flag.
 
     A refusal is a ValueError, ImportError or OSError: wrong input, a missing package or file. The
     library raises them with a message for people. Anything else is a mistake of ours and keeps its
     trace.
     """
     try:
-        app.run(lambda argv: _main(main, argv), flags_parser=_parse_flags)
+        app.run(lambda argv: _main(main, argv, arguments), flags_parser=_parse_flags)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -81,12 +83,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _refuse(str(error))
 
 
-def _main(main: Callable[[list[str]], None], argv: list[str]) -> None:
+def _main(main: Callable[[list[str]], None], argv: list[str], arguments: bool) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax tells every detail of a save at absl's default level; --verbosity=0 shows it.
         logging.set_verbosity(logging.WARNING)
     try:
-        if len(argv) > 1:
+        if len(argv) > 1 and not arguments:
             raise ValueError(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
         main(argv)
     except (ValueError, ImportError, OSError) as error:

@@ -1,0 +1,110 @@
+"""What `model.deploy()` saves: multiply-adds, arrays and CPU time of all eleven networks.
+
+    python benchmarks/deployed.py [--no_timing] [NAME …]
+
+prints the table of docs/deploy.md. Multiply-adds are those of the matrix products and convolutions
+in the traced program, for one image; XLA's own estimate of all floating-point operations (halved)
+stands beside them. Times are the fastest of several forward passes of one image.
+"""
+
+import argparse
+import gc
+import math
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fastervit_jax.models import FasterViT, abstract_model, list_models, variant_config
+
+
+def multiply_adds(jaxpr) -> int:
+    """Multiply-adds of all matrix products and convolutions in a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        shapes = [variable.aval.shape for variable in equation.invars]
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = math.prod(shapes[0][axis] for axis in contracted)
+            total += math.prod(equation.outvars[0].aval.shape) * depth
+        elif equation.primitive.name == "conv_general_dilated":
+            # Kernels are HWIO, I being the channels of a group.
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[1][:3])
+        for parameter in equation.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                total += multiply_adds(inner)
+    return total
+
+
+def program(model: FasterViT):
+    """The forward pass as a pure function, its arrays, and the image it takes."""
+    graph, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, *model.config.resolution, 3), jnp.float32)
+    return (lambda state, image: nnx.merge(graph, state)(image)), state, image
+
+
+def count(model: FasterViT) -> tuple[float, float, float]:
+    """Multiply-adds, half of XLA's operations, and numbers stored; all in units of 10⁹ and 10⁶."""
+    function, state, image = program(model)
+    macs = multiply_adds(jax.make_jaxpr(function)(state, image).jaxpr)
+    estimate = jax.jit(function).lower(state, image).cost_analysis()["flops"] / 2
+    stored = sum(array.size for array in jax.tree.leaves(state))
+    return macs / 1e9, estimate / 1e9, stored / 1e6
+
+
+def fill(model: FasterViT) -> None:
+    """Gives an abstract model weights; their values do not matter for time."""
+    for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
+        value = 1.0 if path[-1] in ("scale", "var", "gamma") else 0.01
+        variable.set_value(jnp.full(variable.shape, value, jnp.float32))
+
+
+def seconds(model: FasterViT, *, budget: float = 20.0) -> float:
+    """Fastest forward pass of one image."""
+    function, state, image = program(model)
+    run = jax.jit(function)
+    image = jnp.ones(image.shape, image.dtype)
+    run(state, image).block_until_ready()
+    fastest, start = math.inf, time.perf_counter()
+    while time.perf_counter() - start < budget:
+        before = time.perf_counter()
+        run(state, image).block_until_ready()
+        fastest = min(fastest, time.perf_counter() - before)
+    return fastest
+
+
+def main() -> None:
+    """Prints one line of the table for each network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=None)
+    parser.add_argument("--no_timing", action="store_true")
+    arguments = parser.parse_args()
+    square = [name for name in list_models() if not name.endswith("any_res")]
+    print(f"{os.cpu_count()} CPU cores, JAX {jax.__version__}; one image, float32\n")
+    print(
+        "| model | GMACs | deployed | XLA's estimate | deployed | M numbers | deployed | ms | dep. |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in arguments.names or square:
+        model = abstract_model(variant_config(name))
+        model.eval()
+        deployed = nnx.eval_shape(lambda model: model.deploy(), model)
+        columns = [x for pair in zip(count(model), count(deployed), strict=True) for x in pair]
+        cells = [f"{value:.2f}" for value in columns]
+        if not arguments.no_timing:
+            fill(model)
+            for one in (model, None):
+                one = model.deploy() if one is None else one
+                cells.append(f"{1000 * seconds(one):.0f}")
+            del one
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        del model
+        gc.collect()
+        jax.clear_caches()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""What a model says of images, in words: `fastervit_jax.predict`."""
+
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+from tqdm import tqdm
+
+from fastervit_jax.data.images import DamagedImageError, EvalTransform
+from fastervit_jax.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
+from fastervit_jax.models import FasterViT
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray
+"""A file or a folder, an encoded image, a Pillow image, or uint8 pixels [height, width(, 3)]."""
+
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
+"""What files of a folder are taken for images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image: its best classes, best first.
+
+    Attributes:
+        image: the file, or "image 3" for the fourth image that came from no file.
+        classes: numbers of the best classes.
+        names: their names.
+        probabilities: their probabilities, by softmax.
+        error: why the image could not be read; the other attributes are then empty.
+    """
+
+    image: str
+    classes: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str | None = None
+
+
+def predict(
+    model: FasterViT,
+    images: ImageLike | Iterable[ImageLike],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    show_progress: bool = False,
+) -> list[Prediction]:
+    """Classifies images with the model's own preprocessing and class names.
+
+    An image that cannot be read does not stop the others: its prediction says why (`error`).
+
+    Args:
+        model: of `create_model`, in any mode; it is used in evaluation mode.
+        images: one image or several. A folder stands for all images in it and its subfolders.
+        top: how many classes to give.
+        batch_size: images that go through the network at once.
+        show_progress: show a progress bar, on a terminal.
+
+    Returns:
+        A prediction an image, in order; a folder's by path.
+
+    Raises:
+        ValueError: there are no images, a thing is none, or the model cannot name classes.
+    """
+    if top < 1 or batch_size < 1:
+        raise ValueError(f"top={top} and batch_size={batch_size} should be 1 or more.")
+    items = list(_items(images))
+    if not items:
+        raise ValueError("There are no images to classify.")
+    names = class_names(model)
+    transform = _transform(model)
+    batch_size = min(batch_size, len(items))
+
+    predictions: list[Prediction] = []
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(items), unit=" images", disable=None if show_progress else True) as bar,
+    ):
+        for start in range(0, len(items), batch_size):
+            chunk = items[start : start + batch_size]
+            decoded = list(pool.map(lambda item: _decoded(item[1], transform), chunk))
+            readable = [pixels for pixels in decoded if not isinstance(pixels, str)]
+            probabilities = iter(_probabilities_of(model, readable, batch_size))
+            for (name, _), pixels in zip(chunk, decoded, strict=True):
+                if isinstance(pixels, str):
+                    predictions.append(Prediction(name, error=pixels))
+                else:
+                    predictions.append(_prediction(name, next(probabilities), names, top))
+            bar.update(len(chunk))
+    return predictions
+
+
+def class_names(model: FasterViT) -> Sequence[str]:
+    """What the model's logits mean: its own class names, or ImageNet's for 1000 classes.
+
+    Class names that are identifiers of ImageNet's classes (n01440764) are put into words. Without
+    names, classes are numbered.
+
+    Raises:
+        ValueError: the model has no head.
+    """
+    if model.head is None:
+        raise ValueError("The model has no head (num_classes=0): it gives features, not classes.")
+    count = getattr(model.head, "out_features", model.config.num_classes)
+    own = getattr(model, "class_names", None)
+    if own is not None:
+        if len(own) != count:
+            raise ValueError(f"model.class_names has {len(own)} names for {count} classes.")
+        return [NAME_OF_SYNSET.get(name, name) for name in own]
+    return IMAGENET_NAMES if count == 1000 else [f"class {number}" for number in range(count)]
+
+
+def preprocessed(model: FasterViT, image: ImageLike) -> np.ndarray:
+    """An image as the model sees it, before normalisation: uint8 [height, width, 3].
+
+    Raises:
+        DamagedImageError, OSError: it cannot be read.
+    """
+    return _transform(model)(_encoded(image))
+
+
+def normalized(model: FasterViT, pixels: np.ndarray) -> jax.Array:
+    """uint8 pixels [..., 3] → the floating-point values that the model takes."""
+    mean, std = model.preprocessing.mean, model.preprocessing.std
+    return (jnp.asarray(pixels, jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def _items(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[str, ImageLike]]:
+    """Each image with what to call it; folders are replaced by their images."""
+    single = isinstance(images, (str, Path, bytes, Image.Image))
+    if single or (isinstance(images, np.ndarray) and images.ndim < 4):
+        images = [images]
+    number = 0
+    for image in images:
+        if not isinstance(image, (str, Path)):
+            yield f"image {number}", image
+            number += 1
+        elif Path(image).is_dir():
+            yield from ((str(path), path) for path in _images_in(Path(image)))
+        else:
+            yield str(image), image
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _transform(model: FasterViT) -> EvalTransform:
+    preprocessing = getattr(model, "preprocessing", None)
+    if preprocessing is None or model.config.in_chans != 3:
+        raise ValueError(
+            "The model does not say how it wants RGB images: make it with create_model, or set "
+            "model.preprocessing (fastervit_jax.preprocessing.Preprocessing)."
+        )
+    return EvalTransform(
+        model.config.resolution, preprocessing.crop_fraction, preprocessing.crop_mode
+    )
+
+
+def _encoded(image: ImageLike) -> bytes:
+    """The bytes of an image file; pixels become a lossless one."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, (str, Path)):
+        return Path(image).read_bytes()
+    if isinstance(image, np.ndarray):
+        image = _from_pixels(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"A {type(image).__name__} is no image: give files, folders, Pillow images, encoded "
+            f"bytes, or uint8 pixels [height, width, 3]."
+        )
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _from_pixels(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError(
+            f"An array {pixels.shape} of {pixels.dtype} is no image: give uint8 pixels "
+            f"[height, width, 3]. Normalised arrays go to the model itself: model(images)."
+        )
+    return Image.fromarray(pixels)
+
+
+def _decoded(image: ImageLike, transform: EvalTransform) -> np.ndarray | str:
+    """The pixels of an image, or why there are none."""
+    try:
+        return transform(_encoded(image))
+    except DamagedImageError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _probabilities_of(
+    model: FasterViT, pixels: Sequence[np.ndarray], batch_size: int
+) -> np.ndarray:
+    """Probabilities [N, num_classes] for N ≤ batch_size images; one program serves every N."""
+    if not pixels:
+        return np.empty((0, model.config.num_classes))
+    padded = np.zeros((batch_size, *pixels[0].shape), np.uint8)
+    padded[: len(pixels)] = np.stack(pixels)
+    if not model.deployed:
+        model = nnx.view(model, deterministic=True, use_running_average=True)
+    return np.asarray(_run(model, padded))[: len(pixels)]
+
+
+@nnx.jit
+def _run(model: FasterViT, pixels: jax.Array) -> jax.Array:
+    return jax.nn.softmax(model(normalized(model, pixels)), axis=-1)
+
+
+def _prediction(
+    image: str, probabilities: np.ndarray, names: Sequence[str], top: int
+) -> Prediction:
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return Prediction(
+        image=image,
+        classes=tuple(best.tolist()),
+        names=tuple(names[number] for number in best),
+        probabilities=tuple(probabilities[best].tolist()),
+    )
