@@ -6,6 +6,7 @@ Follows timm 0.9.16's ``RandomErasing`` in mode "pixel" with one rectangle
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def draw_erasing(
     key: jax.Array,
     image_indices: jax.Array,
     *,
-    image_size: tuple[int, int],
+    image_size: Sequence[int],
     probability: float = 0.25,
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),

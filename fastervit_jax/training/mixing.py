@@ -5,6 +5,7 @@ Follows timm 0.9.16's ``FastCollateMixup`` in batch mode, the official script's 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -101,7 +102,7 @@ def draw_mixing(
     key: jax.Array,
     group_indices: jax.Array,
     *,
-    image_size: tuple[int, int],
+    image_size: Sequence[int],
     mixup_alpha: float = 0.8,
     cutmix_alpha: float = 1.0,
     switch_probability: float = 0.5,
