@@ -1,0 +1,164 @@
+"""What an evaluation found, as numbers with names and as files."""
+
+import csv
+import dataclasses
+import io
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from fastervit_jax.data import EvalTransform
+from fastervit_jax.evaluation.benchmarks import PUBLISHED, Published
+from fastervit_jax.evaluation.evaluator import Evaluation
+from fastervit_jax.evaluation.image_keys import image_keys
+from fastervit_jax.evaluation.metrics import calibration, class_accuracy, confused_pairs
+from fastervit_jax.evaluation.task import Task
+
+# How many of the most confused pairs are told.
+_PAIRS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """An evaluation, and what was evaluated how.
+
+    Attributes:
+        evaluation: the numbers and predictions.
+        task: the data.
+        transform: size and crop of the images.
+        model: the network's official name.
+        weights: where its weights come from.
+        dtype: type of the computation.
+        deployed: whether it was the folded network.
+    """
+
+    evaluation: Evaluation
+    task: Task
+    transform: EvalTransform
+    model: str
+    weights: str
+    dtype: str
+    deployed: bool = False
+
+    @property
+    def published(self) -> Published | None:
+        """What the official repository publishes for this network and benchmark, if anything."""
+        return PUBLISHED.get(self.model, {}).get(self.task.benchmark or "")
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers alone: shares from 0 to 1, and published ones beside them."""
+        evaluation = self.evaluation
+        numbers: dict[str, Any] = dict(evaluation.summary())
+        counted = int(evaluation.predictions.counted.sum())
+        if counted != evaluation.images:
+            numbers["counted"] = counted
+        numbers["calibration_error"] = calibration(evaluation.predictions).error
+        if self.published:
+            numbers["published_top1"] = round(self.published.top1 / 100, 5)
+            numbers["published_top5"] = round(self.published.top5 / 100, 5)
+        return numbers
+
+    def settings(self) -> dict[str, Any]:
+        """What was evaluated, and how."""
+        resolution = self.transform.resolution
+        return {
+            "model": self.model,
+            "weights": self.weights,
+            "dataset": self.task.spec,
+            "classes": self.task.source.num_classes,
+            "resolution": [resolution] * 2 if isinstance(resolution, int) else list(resolution),
+            "crop_mode": self.transform.crop_mode,
+            "crop_fraction": self.transform.crop_fraction,
+            "dtype": self.dtype,
+            "deployed": self.deployed,
+        }
+
+    def details(self) -> dict[str, Any]:
+        """Everything, as JSON values: numbers, settings, classes, pairs, calibration."""
+        predictions, names = self.evaluation.predictions, self.task.source.class_names
+        classes = class_accuracy(predictions, len(names))
+        bins = calibration(predictions)
+        return {
+            **self.summary(),
+            **self.settings(),
+            "per_class": [
+                {"class": name, "images": int(images), "correct": int(correct)}
+                for name, images, correct in zip(
+                    names, classes.images, classes.correct, strict=True
+                )
+            ],
+            "confused_pairs": [
+                {"label": names[pair.label], "answer": names[pair.answer], "images": pair.images}
+                for pair in confused_pairs(predictions, limit=_PAIRS)
+            ],
+            "calibration": [
+                {"images": int(images), "confidence": float(confidence), "accuracy": float(share)}
+                for images, confidence, share in zip(
+                    bins.images, bins.confidence, bins.accuracy, strict=True
+                )
+                if images
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """The numbers for people, a line each."""
+        evaluation = self.evaluation
+        lines = [f"{self.model} on {self.task.title}: {evaluation.images} images"]
+        for title, share, published in (
+            ("top-1", evaluation.top1, self.published and self.published.top1),
+            ("top-5", evaluation.top5, self.published and self.published.top5),
+        ):
+            beside = ""
+            if published:
+                beside = f"  (published {published:.1f}, difference {100 * share - published:+.2f})"
+            lines.append(f"{title} {share:8.3%}{beside}")
+        lines.append(f"loss  {evaluation.loss:.5f}")
+        return lines
+
+
+def details_json(result: Result) -> str:
+    """`Result.details` as JSON text."""
+    return json.dumps(result.details(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def predictions_csv(result: Result) -> str:
+    """A line for every image: its file, label, loss, and best classes with their probabilities."""
+    predictions, source = result.evaluation.predictions, result.task.source
+    names = np.array(source.class_names, dtype=object)
+    places = range(1, predictions.top.shape[1] + 1)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    columns = (name for place in places for name in (f"top{place}", f"probability{place}"))
+    table.writerow(["file", "label", "loss", *columns])
+    for row, key in enumerate(image_keys(source, predictions.index)):
+        answers = zip(names[predictions.top[row]], predictions.probability[row], strict=True)
+        table.writerow(
+            [
+                key,
+                names[predictions.label[row]],
+                f"{predictions.loss[row]:.6f}",
+                *(value for name, share in answers for value in (name, f"{share:.6f}")),
+            ]
+        )
+    return text.getvalue()
+
+
+def check_destination(flag: str, path: epath.PathLike | None) -> None:
+    """Raises ValueError where a file could not be written, before hours of work for it."""
+    if path is None:
+        return
+    path = epath.Path(path)
+    if path.is_dir():
+        raise ValueError(f"{flag}: {path} is a directory: name a file.")
+    if "://" not in str(path) and not path.parent.is_dir():
+        raise ValueError(f"{flag}: there is no directory {path.parent} to write {path.name} to.")
+
+
+def write_whole(path: epath.PathLike, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    path = epath.Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
