@@ -117,8 +117,7 @@ def _fetch(filename: str, *, force: bool) -> Path:
         raise OSError(
             f"{filename} of {REPOSITORY} could not be fetched from the Hugging Face hub "
             f"({type(error).__name__}: {reason}). It is not cached either: connect to the network "
-            f"and try again (a broken download goes on where it stopped), or convert a file that "
-            f"you have with convert_torch_weights.py and give it as weights."
+            f"and try again, or give a file that you have as weights."
         ) from error
 
 

@@ -76,25 +76,23 @@ def match(
     Raises:
         ValueError: lists what is missing, unexpected or of another shape, and the likely cause.
     """
-    requested = frozenset(requested)
-    known_buffers, resized, wrong = _check_buffers(offered, config, requested)
+    allowed = _Differences(wanted, offered, config, frozenset(requested))
+    known_buffers, resized, wrong = _check_buffers(offered, config, allowed)
     taken, new, missing = [], [], []
     for name, shape in wanted.items():
-        if offered.get(name) == shape:
-            taken.append(name)
-        elif _may_be_new(name, config, requested):
+        if allowed.is_new(name):
             new.append(name)
-        elif name in offered:
-            wrong.append(_both_shapes(name, offered[name], shape))
-        else:
+        elif name not in offered:
             missing.append(name)
-    unused: list[str] = []
+        elif offered[name] == shape:
+            taken.append(name)
+        else:
+            wrong.append(_both_shapes(name, offered[name], shape))
+    unused = [name for name in new if name in offered]  # a head for other classes
     unexpected: list[str] = []
     for name in offered:
         if name not in wanted and name not in known_buffers:
-            (unused if _may_be_unused(name, config, requested) else unexpected).append(name)
-    # The head's old weights, where classes differ, have a name that the network knows.
-    unused += [name for name in new if name in offered]
+            (unused if allowed.is_unused(name) else unexpected).append(name)
 
     problems = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     if any(problems.values()):
@@ -107,14 +105,66 @@ def match(
     return Match(tuple(taken), tuple(new), tuple(unused), tuple(resized))
 
 
+class _Differences:
+    """What may differ between a network and a checkpoint, by what was asked for.
+
+    Attributes:
+        geometry: carrier tokens may have other positions: any_res networks start so from a square
+            one's checkpoint.
+        windows: windows may have another size.
+    """
+
+    def __init__(
+        self,
+        wanted: Shapes,
+        offered: Shapes,
+        config: FasterViTConfig,
+        requested: frozenset[str],
+    ):
+        self._config = config
+        self._offered = offered
+        head = ("head.weight", "head.kernel")  # official and ours
+        self._head = "num_classes" in requested and any(
+            offered.get(name) != wanted.get(name) for name in head
+        )
+        self._carriers = "hat" in requested
+        self.geometry = config.any_res or not GEOMETRY_OPTIONS.isdisjoint(requested)
+        self.windows = "window_size" in requested
+
+    def is_new(self, name: str) -> bool:
+        """Whether an array of the network keeps its initial values."""
+        role = _role(name)
+        if role == "head":
+            return self._head
+        if name in self._offered:
+            return False
+        return (role == "carrier position" and self.geometry) or (
+            role in ("carrier position", "carriers") and self._carriers
+        )
+
+    def is_unused(self, name: str) -> bool:
+        """Whether a tensor that the network has no place for may be left behind."""
+        role = _role(name)
+        if role == "head":
+            return self._head
+        if role == "backbone":
+            return False
+        if self._carriers:
+            return True
+        stage = int(name.split(".")[1])
+        in_hat = self._config.hat is not None and self._config.hat[stage]
+        # Carrier tokens without positions, or a single window, which needs none.
+        without_use = role == "carrier position" or not self._config.geometry(stage).hierarchical
+        return self.geometry and in_hat and without_use
+
+
 def _check_buffers(
-    offered: Shapes, config: FasterViTConfig, requested: frozenset[str]
+    offered: Shapes, config: FasterViTConfig, allowed: _Differences
 ) -> tuple[set[str], list[str], list[str]]:
     """Names of known buffers, position modules of another size, and shapes that are wrong."""
     statistics = (name for name in offered if name.endswith("running_mean"))
     known = {name.replace("running_mean", buffers.COUNT) for name in statistics}
     resized, wrong = [], []
-    other_geometry = config.any_res or bool(requested & GEOMETRY_OPTIONS)
     for module in buffers.position_modules(config):
         known.update(module.shapes)
         differing = {
@@ -125,42 +175,12 @@ def _check_buffers(
         # The bias of a window covers its carrier tokens too: its size alone says nothing of the
         # window's.
         only_tokens = all(name.endswith(buffers.BIAS) for name in differing) and module.relative
-        may_differ = (
-            other_geometry if module.of_carriers or only_tokens else "window_size" in requested
-        )
-        if differing and may_differ:
-            if not only_tokens:
-                resized.append(module.name)
-        elif differing:
+        by_geometry = module.of_carriers or only_tokens
+        if differing and not (allowed.geometry if by_geometry else allowed.windows):
             wrong += [_both_shapes(name, offered[name], shape) for name, shape in differing.items()]
+        elif differing and not only_tokens:
+            resized.append(module.name)
     return known, resized, wrong
-
-
-def _may_be_new(name: str, config: FasterViTConfig, requested: frozenset[str]) -> bool:
-    role = _role(name)
-    if role == "head":
-        return "num_classes" in requested
-    if role == "carrier position":
-        return config.any_res or bool(requested & GEOMETRY_OPTIONS)
-    return role == "carriers" and "hat" in requested
-
-
-def _may_be_unused(name: str, config: FasterViTConfig, requested: frozenset[str]) -> bool:
-    role = _role(name)
-    if role == "head":
-        return "num_classes" in requested
-    if role == "backbone":
-        return False
-    if "hat" in requested:
-        return True
-    if not config.any_res and not requested & GEOMETRY_OPTIONS:
-        return False
-    found = re.match(r"(?:levels|stages)\.([0-3])\.", name)
-    stage = int(found[1]) if found else 0
-    if not (config.hat and config.hat[stage]):
-        return False
-    # A stage of a single window has no use for its carrier tokens.
-    return role == "carrier position" or not config.geometry(stage).hierarchical
 
 
 def _role(name: str) -> str:

@@ -146,7 +146,7 @@ def _load_safely(path: Path, *, memory_map: bool):
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             raise ValueError(
                 f"{path} is refused: reading it would run {wanted[1]}, and a checkpoint needs only "

@@ -1,0 +1,273 @@
+"""Files that are refused: damaged, foreign or malicious ones, and those that do not fit.
+
+`pytest -rP` prints each message.
+"""
+
+import argparse
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from fastervit_jax import create_model
+from fastervit_jax.conversion.names import to_torch_layout, torch_name
+from fastervit_jax.conversion.official_files import read_torch_checkpoint
+from fastervit_jax.conversion.to_torch import state_to_torch
+from fastervit_jax.models import abstract_model, variant_config
+from fastervit_jax.models.functional import arrays_of
+from tests.conversion.small import SMALL, arrays, random_model
+
+NAME = "faster_vit_3_224"
+
+
+@pytest.fixture(scope="module")
+def state():
+    model = random_model(NAME)
+    return state_to_torch(arrays(model), model.config)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "weights.pth.tar"
+
+
+def refusal(path, name=NAME, error=ValueError, **options):
+    """The message with which a file is refused; it begins with the file's name."""
+    with pytest.raises(error) as caught:
+        create_model(name, weights=path, **{**SMALL, **options})
+    message = str(caught.value)
+    print(message)
+    assert str(path) in message
+    return message
+
+
+def stored(content, **options) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+class Writes:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+class Runs(Writes):
+    """Unpickling this runs a command."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old torch format", "plain pickle"])
+@pytest.mark.parametrize("payload", [Writes, Runs])
+def test_nothing_in_a_file_runs(payload, kind, state, file, tmp_path):
+    trap = tmp_path / "trap"
+    content = {"state_dict": dict(state), "epoch": payload(trap)}
+    if kind == "plain pickle":
+        file.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        file.write_bytes(stored(content, _use_new_zipfile_serialization=kind == "zip"))
+    message = refusal(file)
+    assert "Nothing was run" in message
+    assert not trap.exists()
+    # The trap is a real one.
+    pickle.loads(pickle.dumps(payload(trap)))
+    assert trap.exists()
+
+
+def test_the_refused_function_is_named(file, tmp_path):
+    file.write_bytes(stored({"state_dict": {}, "x": Runs(tmp_path / "trap")}))
+    assert "reading it would run posix.system" in refusal(file)
+
+
+def test_only_the_namespace_is_allowed(state, file):
+    arguments = argparse.Namespace(lr=1e-3, model=NAME)
+    file.write_bytes(stored({"state_dict": state, "args": arguments}))
+    create_model(NAME, weights=file, **SMALL)
+    file.write_bytes(stored({"state_dict": state, "args": argparse.ArgumentParser}))
+    assert "argparse.ArgumentParser" in refusal(file)
+    # Nor does allowing it here allow it to others.
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+def test_a_namespace_cannot_smuggle_in_what_is_not_allowed(file, tmp_path):
+    arguments = argparse.Namespace(model=Writes(tmp_path / "trap"))
+    file.write_bytes(stored({"state_dict": {}, "args": arguments}))
+    assert "Nothing was run" in refusal(file)
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_cut_off_file_is_refused_wherever_it_ends(old, state, file):
+    whole = stored({"state_dict": state}, _use_new_zipfile_serialization=not old)
+    for size in (1, 2, 10, 100, 1000, len(whole) // 2, len(whole) - 100, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        message = refusal(file)
+        assert any(word in message for word in ("cut off", "damaged", "neither a torch")), message
+
+
+def test_a_changed_bit_anywhere_in_the_weights_is_noticed(state, file):
+    whole = bytearray(stored({"state_dict": state}))
+    generator = np.random.default_rng(0)
+    for position in generator.integers(len(whole) // 4, 3 * len(whole) // 4, 10):
+        whole[position] ^= 16
+        file.write_bytes(whole)
+        assert "damaged" in refusal(file)
+        whole[position] ^= 16
+
+
+def test_files_of_other_kinds(file):
+    def refused(content, *words):
+        file.write_bytes(content)
+        message = refusal(file)
+        assert all(word in message for word in words), message
+
+    refused(b"", "is empty")
+    refused(b"<!DOCTYPE html><title>404</title>", "It looks like a web page")
+    refused(b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs pointer")
+    refused(b"\x89PNG\r\n\x1a\n....", "neither a torch nor a safetensors file")
+    refused(b"\x80\x02nonsense", "Nothing was run")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as other:
+        other.writestr("word/document.xml", "<w/>")
+    refused(archive.getvalue(), "not one that torch.save wrote", "word/document.xml")
+    archive = io.BytesIO()
+    np.savez(archive, a=np.zeros(3))
+    refused(archive.getvalue(), "not one that torch.save wrote", "a.npy")
+    archive = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), archive)
+    refused(archive.getvalue(), "TorchScript")
+    refused(stored([1, 2]), "holds a list")
+    refused(stored({"state_dict": [1, 2]}), "'state_dict' is a list")
+    refused(stored({"epoch": 3, "lr": 0.1}), "'epoch' is a int, not a tensor")
+    refused(stored({"state_dict": {}}), "no tensors")
+
+
+def test_a_directory_or_nothing_in_a_files_place(tmp_path):
+    assert "no weights" in refusal(tmp_path)
+    assert "There is no file" in refusal(tmp_path / "nowhere.pth", error=FileNotFoundError)
+
+
+def test_damaged_safetensors(state, file):
+    whole = safetensors.torch.save({"a": torch.ones(1000)})
+    for size in (9, 20, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        assert "damaged" in refusal(file)
+    with pytest.raises(ValueError, match="no state_dict_ema"):
+        read_torch_checkpoint(file, ema=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_by_name(value, state, file):
+    for name in ("head.bias", "levels.0.blocks.0.norm1.running_var"):
+        changed = state[name].clone()
+        changed[2] = value
+        file.write_bytes(stored({**state, name: changed}))
+        assert f"{name} has 1 values of" in refusal(file)
+
+
+def test_a_weight_that_is_no_floating_point(state, file):
+    file.write_bytes(stored({**state, "head.bias": torch.zeros(10, dtype=torch.int64)}))
+    assert "head.bias is int64" in refusal(file)
+    file.write_bytes(stored({**state, "head.bias": torch.zeros(10).to_sparse()}))
+    assert "head.bias is no weight" in refusal(file)
+
+
+def test_two_copies_that_differ(state, file):
+    name = "levels.2.global_tokenizer.pos_embed.weight"
+    file.write_bytes(stored({**state, name: state[name] + 1e-6}))
+    assert f"{name} and levels.2.global_tokenizer.to_global_feature.pos.weight" in refusal(file)
+    assert "differ here" in refusal(file)
+
+
+def test_every_tensor_is_missed_and_every_stranger_noticed(state, file):
+    weights = {torch_name(name) for name in arrays(random_model(NAME))}
+    copies = {n.replace("to_global_feature.pos", "pos_embed") for n in weights if "tokenizer" in n}
+    for name in sorted(weights)[::20]:
+        twins = {name, name.replace("to_global_feature.pos", "pos_embed")}
+        file.write_bytes(stored({k: v for k, v in state.items() if k not in twins}))
+        assert f"missing (1): {name}" in refusal(file)
+    file.write_bytes(stored({**state, "levels.2.blocks.0.extra.weight": torch.ones(2)}))
+    assert "unexpected (1): levels.2.blocks.0.extra.weight" in refusal(file)
+    # A buffer is known by its module, not by the end of its name alone.
+    file.write_bytes(stored({**state, "extra.relative_bias": torch.ones(2)}))
+    assert "unexpected (1): extra.relative_bias" in refusal(file)
+    # Derived buffers are not needed, nor is the second copy.
+    file.write_bytes(stored({k: v for k, v in state.items() if k in weights}))
+    create_model(NAME, weights=file, **SMALL)
+    file.write_bytes(
+        stored(
+            {
+                k: v
+                for k, v in state.items()
+                if k in weights | copies and "to_global_feature" not in k
+            }
+        )
+    )
+    create_model(NAME, weights=file, **SMALL)
+
+
+def test_wrong_shapes_are_shown_both(state, file):
+    name = "levels.3.blocks.0.mlp.fc1.weight"
+    file.write_bytes(stored({**state, name: state[name].T.contiguous()}))
+    assert f"{name} (128×512 there, 512×128 here)" in refusal(file)
+
+
+def save_state(file, name, **options):
+    model = random_model(name, **options)
+    file.write_bytes(stored({"state_dict": state_to_torch(arrays(model), model.config)}))
+
+
+def test_another_models_file(file):
+    shapes = {
+        torch_name(name): to_torch_layout(np.broadcast_to(np.float32(0), array.shape)).shape
+        for part in arrays_of(abstract_model(variant_config("faster_vit_1_224")))
+        for name, array in part.items()
+    }
+    zero = torch.zeros(1)
+    file.write_bytes(stored({name: zero.expand(shape) for name, shape in shapes.items()}))
+    message = refusal(file)
+    assert "sizes are those of faster_vit_1_224 or faster_vit_1_any_res" in message
+    save_state(file, NAME)
+    assert "missing" in refusal(file, depths=(1, 1, 2, 3))
+
+
+def test_another_networks_file(file):
+    content = {"features.0.weight": torch.ones(64, 3, 7, 7), "classifier.bias": torch.ones(10)}
+    file.write_bytes(stored(content))
+    assert "these are not FasterViT's names" in refusal(file)
+
+
+def test_other_windows(file):
+    save_state(file, "faster_vit_4_21k_384", dim=32)
+    message = refusal(file, "faster_vit_4_21k_224", dim=32)
+    assert "other windows; the checkpoint's are window_size=(7, 7, 24, 12)" in message
+    # Also for any_res, which keeps the windows unless others are asked for.
+    assert "other windows" in refusal(file, "faster_vit_4_21k_224_any_res", dim=32)
+
+
+def test_other_classes(state, file):
+    file.write_bytes(stored(state))
+    with pytest.raises(ValueError, match=r"has 10, the model 1000. num_classes=10 keeps its head"):
+        create_model(NAME, weights=file, **{k: v for k, v in SMALL.items() if k != "num_classes"})
+
+
+def test_carrier_tokens_that_are_not_there(file):
+    save_state(file, "faster_vit_4_21k_224", dim=32, window_size=(7, 7, 7, 7))
+    message = refusal(file, "faster_vit_4_224", dim=32)
+    assert "carrier tokens in other stages; the checkpoint has them in none" in message
+    # Asked for, they start anew.
+    with pytest.warns(UserWarning, match=r"New, with initial values \(\d+\): .*hat_attn"):
+        options = {**SMALL, "dim": 32, "hat": (False, False, True, False)}
+        create_model("faster_vit_4_224", weights=file, **options)
