@@ -60,6 +60,7 @@ _ALL = flags.DEFINE_bool("all", False, "Fill the published table.")
 _WEIGHTS_DIR = flags.DEFINE_string("weights_dir", None, "Where --all looks for converted weights.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "File for the table of --all.")
 _model_options = cli.define_model_flags()
+_join_hosts = cli.define_host_flags()
 
 
 def main(_) -> None:
@@ -68,18 +69,31 @@ def main(_) -> None:
     from fastervit_jax.evaluation.run import EvaluationOptions
 
     check_destination("--json", _JSON.value)
+    _join_hosts()
     options = EvaluationOptions(
         batch_size=_BATCH_SIZE.value,
         num_workers=_NUM_WORKERS.value,
         crop_mode=_CROP_MODE.value,
         crop_fraction=_CROP_FRACTION.value,
         deploy=_DEPLOY.value,
-        say=lambda line: print(line, flush=True),
+        say=_say,
     )
     if _ALL.value:
         fill_table(options)
     else:
         evaluate_one(options)
+
+
+def _say(line: str) -> None:
+    """Prints a line, once for all hosts."""
+    if _is_first_host():
+        print(line, flush=True)
+
+
+def _is_first_host() -> bool:
+    import jax
+
+    return jax.process_index() == 0
 
 
 def evaluate_one(options) -> None:
@@ -114,6 +128,8 @@ def evaluate_one(options) -> None:
         dtype=_DTYPE.value,
         options=options,
     )
+    if not _is_first_host():
+        return
     for line in result.lines():
         options.say(line)
     if _PREDICTIONS.value:
@@ -152,6 +168,8 @@ def fill_table(options) -> None:
         dtype=_DTYPE.value,
         options=options,
     )
+    if not _is_first_host():
+        return
     options.say(table.markdown())
     if _MARKDOWN.value:
         write_whole(_MARKDOWN.value, table.markdown() + "\n")

@@ -58,6 +58,42 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
     return options
 
 
+def define_host_flags() -> Callable[[], None]:
+    """Defines the flags with which several hosts find each other.
+
+    Returns:
+        A function that joins them, to be called before anything else of JAX; for a host on its own
+        it does nothing.
+    """
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "With several hosts, where the first one listens: HOST:PORT; or auto, on TPU pods and "
+        "under SLURM, where JAX finds it.",
+    )
+    flags.DEFINE_integer("num_processes", None, "How many hosts; not with --coordinator=auto.")
+    flags.DEFINE_integer("process_id", None, "Which host this is, from 0; likewise.")
+
+    def join() -> None:
+        coordinator = flags.FLAGS.coordinator
+        numbers = (flags.FLAGS.num_processes, flags.FLAGS.process_id)
+        if coordinator is None:
+            if numbers != (None, None):
+                raise ValueError("--num_processes and --process_id need --coordinator.")
+            return
+        if (None in numbers) != (coordinator == "auto"):
+            raise ValueError(
+                "--coordinator=HOST:PORT needs --num_processes and --process_id; "
+                "--coordinator=auto takes neither."
+            )
+        import jax
+
+        address = None if coordinator == "auto" else coordinator
+        jax.distributed.initialize(address, *numbers)
+
+    return join
+
+
 def _converted(flag: str, text: str, kind: Callable[[str], Any]) -> Any:
     try:
         return kind(text)

@@ -3,11 +3,13 @@
 ImageNet-1K's 1000 are read from TensorFlow Datasets, which has them in the order of the logits
 (`datasets/imagenet2012/labels.txt`, Apache-2.0). The 200 of ImageNet-A and of ImageNet-R are those
 of timm 0.9.16 (`timm/data/_info/imagenet_a_synsets.txt` and `imagenet_r_synsets.txt`, Apache-2.0),
-which the official script takes with `--valid-labels`.
+whose places among the 1000 the official script takes with `--valid-labels`.
 """
 
 import functools
 import importlib.resources
+
+from fastervit_jax.imagenet_names import NAME_OF_SYNSET
 
 
 @functools.cache
@@ -71,3 +73,8 @@ _R = """
     n10565667 n12267677
 """
 IMAGENET_R = tuple(_R.split())
+
+
+def spoken(identifier: str) -> str:
+    """The first name of an ImageNet class; any other class as it is."""
+    return NAME_OF_SYNSET.get(identifier, identifier).split(",")[0]

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from fastervit_jax.data.images import decode_rgb
 from fastervit_jax.evaluation.charts import bar, reliability, skyline
+from fastervit_jax.evaluation.imagenet_classes import spoken
 from fastervit_jax.evaluation.metrics import calibration, class_accuracy, confused_pairs
 from fastervit_jax.evaluation.report_page import PAGE
 from fastervit_jax.evaluation.result import Result, write_whole
@@ -106,7 +107,7 @@ def _signed(number: float) -> str:
 
 
 def _classes(result: Result) -> str:
-    names = result.task.source.class_names
+    names = [spoken(name) for name in result.task.source.class_names]
     accuracy = class_accuracy(result.evaluation.predictions, len(names))
     present = np.flatnonzero(accuracy.images)
     order = present[np.argsort(accuracy.share[present], kind="stable")]
@@ -136,7 +137,8 @@ def _classes(result: Result) -> str:
 
 
 def _pairs(result: Result) -> str:
-    names, predictions = result.task.source.class_names, result.evaluation.predictions
+    predictions = result.evaluation.predictions
+    names = [spoken(name) for name in result.task.source.class_names]
     pairs = confused_pairs(predictions, limit=_PAIRS)
     if not pairs:
         return '<p class="soft">No image was answered wrong.</p>'
@@ -169,8 +171,8 @@ def _mistakes(result: Result) -> str:
 def _mistake(result: Result, row: int) -> str:
     source, predictions = result.task.source, result.evaluation.predictions
     example = source[int(predictions.index[row])]
-    said = escape(source.class_names[predictions.top[row, 0]])
-    label = escape(source.class_names[predictions.label[row]])
+    said = escape(spoken(source.class_names[predictions.top[row, 0]]))
+    label = escape(spoken(source.class_names[predictions.label[row]]))
     return (
         f'<figure><img src="{_thumbnail(example.encoded)}" alt="{label}" '
         f'title="{escape(example.key)}"><span class="said">{said}</span> '

@@ -112,11 +112,10 @@ def _identifiers(names: Sequence[str], benchmark: Benchmark | None) -> Sequence[
     """Class identifiers, where a benchmark's folders are named by numbers."""
     if not (benchmark and benchmark.numbered and all(name.isdecimal() for name in names)):
         return names
-    classes = imagenet_1k()
-    outside = [name for name in names if int(name) >= len(classes)]
+    outside = [name for name in names if int(name) >= len(imagenet_1k())]
     if outside:
         raise ValueError(
-            f"The class folder {outside[0]!r} is none of 0 … {len(classes) - 1}, which "
+            f"The class folder {outside[0]!r} is none of 0 … {len(imagenet_1k()) - 1}, which "
             f"{benchmark.title} has."
         )
-    return [classes[int(name)] for name in names]
+    return [imagenet_1k()[int(name)] for name in names]
