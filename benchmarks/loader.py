@@ -187,7 +187,7 @@ def timed_loader(make: Callable[[], object]) -> Candidate:
         rates = {
             "per_second": count / seconds,
             "per_core": count / (_processor_seconds(processes) - used),
-            "worker_mb": statistics.mean(map(_private_mb, processes[1:])),
+            "worker_mb": statistics.mean(map(_own_mb, processes[1:])),
         }
         if hasattr(batches, "close"):
             batches.close()
@@ -196,10 +196,10 @@ def timed_loader(make: Callable[[], object]) -> Candidate:
     return turn
 
 
-def _private_mb(pid: int) -> float:
-    """Memory of a process, shared pages counted in part (PSS)."""
+def _own_mb(pid: int) -> float:
+    """A process's own memory, without libraries and what is shared."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
-    return int(rollup[rollup.index("Pss:") + 1]) / 1024
+    return int(rollup[rollup.index("Anonymous:") + 1]) / 1024
 
 
 def our_loader(source: Source, kind: str) -> Callable[[], object]:
@@ -267,8 +267,8 @@ def soak(source: Source, images: int) -> list[dict[str, float]]:
             watched.append(
                 {
                     "images": step * BATCH_SIZE,
-                    "worker_mb": round(statistics.mean(map(_private_mb, workers)), 1),
-                    "parent_mb": round(_private_mb(os.getpid()), 1),
+                    "worker_mb": round(statistics.mean(map(_own_mb, workers)), 1),
+                    "parent_mb": round(_own_mb(os.getpid()), 1),
                     "shared_mb": round(_shared_mb(), 1),
                 }
             )
@@ -304,7 +304,7 @@ def table(report: dict) -> str:
         f"Measured {report['date']} on {report['machine']}; medians of {report['rounds']} turns. "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "",
-        "| images a second | of processor time, per core | of the clock | memory of a worker, MB |",
+        "| images a second | of processor time, a core | of the clock | MB of a worker's own |",
         "|---|---|---|---|",
     ]
     for name, result in report["results"].items():

@@ -86,11 +86,8 @@ def finished_pictures(
 
     from fastervit_jax.training.device_augmentation import augment
 
-    loader = train_batches(
-        source, transform, batch_size=_GROUPS * _GROUP_SIZE, seed=seed, num_steps=1, start_step=0
-    )
-    batch = next(loader)
-    loader.close()
+    batch_size = _GROUPS * _GROUP_SIZE
+    batch = next(train_batches(source, transform, batch_size=batch_size, seed=seed, num_steps=1))
     settings = dataclasses.replace(settings, group_size=_GROUP_SIZE)
     finish = jax.jit(augment, static_argnames="settings")
     images, soft_labels = finish(
@@ -106,8 +103,8 @@ def finished_pictures(
 
 def _soft_label(soft_label: np.ndarray, class_names: Sequence[str]) -> str:
     """The classes that hold more than what smoothing gives to every class."""
-    order = np.argsort(-soft_label)[:2]
-    shown = [index for index in order if soft_label[index] > soft_label.min() + 1e-6]
+    first, *second = np.argsort(-soft_label)[:2]
+    shown = [first] + [index for index in second if soft_label[index] > soft_label.min() + 1e-6]
     return "\n".join(f"{soft_label[index]:.2f} {class_names[index][:16]}" for index in shown)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastervit_jax.data import TrainTransform, open_source, train_batches
 from fastervit_jax.data.workers import StepIterator, discard, new_array
 
 
@@ -108,7 +109,7 @@ def test_without_workers_errors_are_the_same(log):
 
 
 def test_closing_early_stops_the_workers(log):
-    steps = StepIterator(Steps(log), 0, 1000, 2)
+    steps = StepIterator(Steps(log), 0, 1000, 1)
     next(steps)
     assert children()
     steps.close()
@@ -123,7 +124,8 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         textwrap.dedent(
             """
             import os, signal, numpy as np
-            from fastervit_jax.data.workers import StepIterator
+            from fastervit_jax.data import TrainTransform, open_source, train_batches
+from fastervit_jax.data.workers import StepIterator
 
             def make(step):
                 return {"array": np.full(50_000, step), "pid": os.getpid()}
@@ -141,3 +143,26 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     *pids, array = done.stdout.decode().split()
     left = [Path("/proc", pid) for pid in pids] + [Path("/dev/shm", array.strip("/"))]
     wait_until(lambda: len(left) == 3 and not any(path.exists() for path in left))
+
+
+def memory_mb(pid):
+    """A process's own memory, without libraries and what is shared."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+    return int(rollup[rollup.index("Anonymous:") + 1]) / 1024
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_fifty_thousand_images(numbered_folder):
+    source = open_source(f"folder:{numbered_folder}")
+    transform = TrainTransform(64, rand_augment="rand-m9-mstd0.5-inc1")
+    steps = 50_000 // 50
+    options = {"batch_size": 50, "seed": 0, "num_steps": steps, "num_workers": 2}
+    memory = []
+    with train_batches(source, transform, **options) as loader:
+        for step, _ in enumerate(loader, start=1):
+            workers = [process.pid for process in children()]
+            if step % (steps // 10) == 0 and len(workers) == 2:
+                memory.append([memory_mb(pid) for pid in [os.getpid(), *workers]])
+    assert step == steps and len(memory) >= 9
+    growth = np.array(memory[-1]) - np.array(memory[0])
+    assert (growth < 5).all(), memory
