@@ -1,5 +1,7 @@
 """A model as a pure function of its arrays, which are kept in flat dictionaries by dotted name."""
 
+from collections.abc import Iterable
+
 import jax
 from flax import nnx
 
@@ -16,7 +18,7 @@ def flatten(state: nnx.State) -> Arrays:
 
 
 def unflatten(arrays: Arrays) -> nnx.State:
-    """Inverse of `flatten`, with bare arrays for variables, as `nnx.merge` and `nnx.update` take."""
+    """Inverse of `flatten`, with bare arrays for variables; `nnx.merge` and `nnx.update` take it."""
     return nnx.from_flat_state(
         [
             (tuple(int(part) if part.isdigit() else part for part in name.split(".")), array)
@@ -33,11 +35,16 @@ def arrays_of(model: nnx.Module) -> tuple[Arrays, Arrays]:
 class PureModel:
     """The structure of a model, split off once; its arrays come as arguments.
 
-    The model it is made from may be abstract (`nnx.eval_shape`); it is left in inference mode.
+    Args:
+        model: may be abstract (`nnx.eval_shape`); it is left in inference mode.
+        frozen: modules, such as `stem` or `stages.0`, that work as in inference also in training:
+            their batch norms keep their statistics, and they drop nothing.
     """
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: nnx.Module, frozen: Iterable[str] = ()):
         model.train()
+        for name in frozen:
+            _module(model, name).eval()
         self._training = nnx.graphdef(model)
         model.eval()
         self._inference = nnx.graphdef(model)
@@ -65,3 +72,9 @@ class PureModel:
     def rebuild(self, params: Arrays, statistics: Arrays) -> nnx.Module:
         """The module with these arrays, in inference mode."""
         return nnx.merge(self._inference, unflatten(params), unflatten(statistics))
+
+
+def _module(model: nnx.Module, name: str) -> nnx.Module:
+    for part in name.split("."):
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return model

@@ -39,6 +39,17 @@ def default_config() -> ml_collections.ConfigDict:
         }
     )
 
+    config.finetune = ml_collections.ConfigDict(
+        {
+            # Where to start: a converted directory, an official file, a work directory. "": anew.
+            "weights": "",
+            "layer_decay": 1.0,  # of the learning rate, from each block to the one before it
+            # Modules that stay as they are, their statistics too: ("stem", "stages.0"). A linear
+            # probe: ("stem", "stages", "downsamples", "norm").
+            "frozen": (),
+        }
+    )
+
     config.data = ml_collections.ConfigDict(
         {
             "train": "tfds:imagenet2012@train",
@@ -117,12 +128,17 @@ def model_config(config: ml_collections.ConfigDict) -> FasterViTConfig:
     Raises:
         ValueError: it cannot be built; the message says why.
     """
-    options = {key: value for key, value in config.model.items() if value is not None}
-    options.pop("dtype")
     try:
-        return variant_config(options.pop("name"), **options)
+        return variant_config(config.model.name, **model_options(config))
     except ValueError as error:
         raise ValueError(f"config.model: {error}") from None
+
+
+def model_options(config: ml_collections.ConfigDict) -> dict:
+    """The changes to the named network."""
+    options = {key: value for key, value in config.model.items() if value is not None}
+    del options["name"], options["dtype"]
+    return options
 
 
 def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts: int = 1) -> None:

@@ -11,8 +11,8 @@ from flax import nnx
 from fastervit_jax.data import prefetch_to_device, steps_per_epoch
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.pictures import draw_predictions
-from fastervit_jax.models import FasterViT, FasterViTConfig
-from fastervit_jax.models.functional import PureModel
+from fastervit_jax.models import FasterViT
+from fastervit_jax.models.functional import PureModel, arrays_of
 from fastervit_jax.training import recipe
 from fastervit_jax.training.checkpoints import Checkpoints
 from fastervit_jax.training.config import (
@@ -21,6 +21,7 @@ from fastervit_jax.training.config import (
     mixing_group,
     model_config,
 )
+from fastervit_jax.training.finetuning import check_frozen, load_initial_model
 from fastervit_jax.training.mesh import batch_shards, make_mesh, place_batch
 from fastervit_jax.training.progress import Progress
 from fastervit_jax.training.reporting import Reporter, draw_curves
@@ -59,7 +60,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     network, dtype = model_config(config), jnp.dtype(config.model.dtype)
     skeleton = nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0)))
     skeleton.set_attributes(group_size=batch_norm_group(config))
-    model = PureModel(skeleton)
+    check_frozen(list(arrays_of(skeleton)[0]), config.finetune.frozen)
+    model = PureModel(skeleton, frozen=config.finetune.frozen)
 
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
         group = checkpoints.keep_about(start)["mixing_group"]
         print(f"Going on from step {start} of {total_steps} in {workdir}.", flush=True)
     else:
-        state = place_state(new_model(network, dtype, config.seed), optimizer, mesh)
+        state = place_state(_initial_model(config, dtype), optimizer, mesh)
 
     settings = recipe.step_settings(config, epoch_steps=epoch_steps, mixing_group=group)
     train_step = compile_train_step(
@@ -127,14 +129,16 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     return evaluation
 
 
-def new_model(network: FasterViTConfig, dtype, seed: int) -> FasterViT:
-    """A new model on this host's CPU, the same on every host.
+def _initial_model(config: ml_collections.ConfigDict, dtype) -> FasterViT:
+    """A new or loaded model on this host's CPU, the same on every host.
 
-    Not compiled as a whole: hundreds of random draws make a program that takes longer to compile
-    than to run.
+    New weights are not compiled as a whole: hundreds of random draws make a program that takes
+    longer to compile than to run.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return FasterViT(network, dtype=dtype, rngs=nnx.Rngs(seed))
+        if config.finetune.weights:
+            return load_initial_model(config, dtype)
+        return FasterViT(model_config(config), dtype=dtype, rngs=nnx.Rngs(config.seed))
 
 
 def _stop_if_diverged(state: TrainState, limit: int) -> None:

@@ -19,7 +19,8 @@ from fastervit_jax.data import (
 )
 from fastervit_jax.training.config import model_config
 from fastervit_jax.training.device_augmentation import AugmentationSettings
-from fastervit_jax.training.optimizers import make_optimizer
+from fastervit_jax.training.finetuning import is_frozen, learning_rate_multiplier
+from fastervit_jax.training.optimizers import by_path, make_optimizer
 from fastervit_jax.training.schedules import warmup_cosine_schedule
 from fastervit_jax.training.step import StepSettings
 
@@ -110,11 +111,22 @@ def optimizer(
     config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """The optimizer of a run."""
+    finetune = config.finetune
+    network = model_config(config)
+    layer_scales = frozen = None
+    if finetune.layer_decay < 1:
+        layer_scales = by_path(
+            lambda name: learning_rate_multiplier(name, network, finetune.layer_decay)
+        )
+    if finetune.frozen:
+        frozen = by_path(lambda name: is_frozen(name, finetune.frozen))
     return make_optimizer(
         config.optimizer.name,
         learning_rate=schedule,
         weight_decay=config.optimizer.weight_decay,
         clip_norm=config.optimizer.clip_norm or None,
+        layer_scales=layer_scales,
+        frozen=frozen,
     )
 
 

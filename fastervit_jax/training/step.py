@@ -51,8 +51,9 @@ def make_train_step(
     """The step, not yet compiled (see `compile_train_step`).
 
     Its batch has `image`, uint8 [N, H, W, 3], and `label`, int32 [N]. Its metrics are scalars:
-    `loss`; `gradient_norm` before clipping; `mesa`, the divergence, where it is on; `skipped`, 1
-    where loss or gradients were not finite. Such a step changes nothing but the counts of steps.
+    `loss`, that of MESA included; `gradient_norm` before clipping; `mesa`, the divergence, where it
+    is on; `skipped`, 1 where loss or gradients were not finite. Such a step changes nothing but the
+    counts of steps.
     """
     # A mixing group that a device holds in part can only be mixed across devices.
     held = settings.augmentation.group_size * batch_shards(mesh)

@@ -1,0 +1,24 @@
+"""faster_vit_6_224 on ImageNet-1K from scratch, by the official training guide.
+
+Should reach the published 85.8 % top-1 (1360.3 M parameters; the official run took 32 GPUs with 128
+images each). The official repository disagrees with itself: its config file has weight decay 0.15
+(guide: 0.12) and MESA 5.0 (guide: 5.0); the guide's command line, which overrides the file, is
+followed here. Neither is known to have made the published weights.
+
+    python train.py --config=configs/faster_vit_6_224.py --workdir=DIR \
+        --config.data.data_dir=TFDS_DIR
+"""
+
+from fastervit_jax.training.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.model.name = "faster_vit_6_224"
+    config.model.drop_path_rate = 0.5
+    config.optimizer.name = "lamb"
+    config.optimizer.weight_decay = 0.12
+    config.optimizer.warmup_epochs = 20.0
+    config.mesa.weight = 5.0
+    config.mesa.start = 0.25
+    return config

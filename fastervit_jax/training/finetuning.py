@@ -1,0 +1,70 @@
+"""Starting from weights: what is loaded, what stays as it is, and how fast the rest learns."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import ml_collections
+
+from fastervit_jax.conversion.weights import load_model, open_weights
+from fastervit_jax.models import FasterViT, FasterViTConfig
+from fastervit_jax.training.config import model_options
+
+
+def load_initial_model(config: ml_collections.ConfigDict, dtype) -> FasterViT:
+    """The network of a run, filled with `config.finetune.weights`; says what is new in it.
+
+    Raises:
+        ValueError: the weights cannot be read, or do not fit.
+    """
+    path = config.finetune.weights
+    loaded = load_model(config.model.name, open_weights(path), model_options(config), dtype=dtype)
+    for line in [f"Starting from {path}.", *loaded.lines]:
+        print(line, flush=True)
+    return loaded.model
+
+
+def is_frozen(name: str, frozen: Iterable[str]) -> bool:
+    """Whether an array belongs to one of the frozen modules, by its dotted name.
+
+    Args:
+        name: such as `stages.0.blocks.1.conv1.kernel`.
+        frozen: modules, such as `stem`, `stages` or `stages.0`.
+    """
+    return any(name.startswith(f"{module}.") for module in frozen)
+
+
+def check_frozen(names: Sequence[str], frozen: Iterable[str]) -> None:
+    """Raises ValueError where a frozen module is none of the network's, or nothing is left."""
+    for module in frozen:
+        if not any(name.startswith(f"{module}.") for name in names):
+            raise ValueError(
+                f"config.finetune.frozen names {module!r}, which the network does not have: name "
+                f"modules such as stem, stages.0, downsamples.0, norm, head."
+            )
+    if all(is_frozen(name, frozen) for name in names):
+        raise ValueError(f"config.finetune.frozen={tuple(frozen)} leaves nothing to train.")
+
+
+def learning_rate_multiplier(name: str, network: FasterViTConfig, decay: float) -> float:
+    """Layer-wise learning-rate decay: `decay` to the number of layers behind an array's.
+
+    Layers are the stem, then every block; a downsampling belongs to the block before it, carrier
+    tokens to the first block of their stage, the last norm and the head learn at the full rate.
+
+    Args:
+        name: dotted name of the array.
+        network: the network.
+        decay: factor from one layer to the one before, at most 1.
+    """
+    layers = sum(network.depths) + 1
+    return decay ** (layers - _layer(name, network))
+
+
+def _layer(name: str, network: FasterViTConfig) -> int:
+    if name.startswith("stem."):
+        return 0
+    if match := re.match(r"stages\.(\d+)\.(?:blocks\.(\d+)\.)?", name):
+        return sum(network.depths[: int(match[1])]) + int(match[2] or 0) + 1
+    if match := re.match(r"downsamples\.(\d+)\.", name):
+        return sum(network.depths[: int(match[1]) + 1])
+    return sum(network.depths) + 1

@@ -1,0 +1,83 @@
+"""Every file of configs/ builds, is valid, and its whole step can be traced."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from fastervit_jax.models import FasterViT
+from fastervit_jax.models.functional import PureModel
+from fastervit_jax.training import recipe
+from fastervit_jax.training.config import check_config, mixing_group, model_config
+from fastervit_jax.training.mesh import make_mesh
+from fastervit_jax.training.state import abstract_state
+from fastervit_jax.training.step import make_train_step
+from tests.training.small_run import ROOT
+from tests.training.small_run import recipe as read_recipe
+
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+BIG = [name for name in NAMES if name.startswith(("faster_vit_", "finetune_"))]
+OFFICIAL = {  # REFERENCE.md §4: optimizer, decay, MESA, its first epoch, warm-up epochs, drop path
+    "faster_vit_0_224": ("adamw", 0.005, 0.1, 78, 20, 0.2),
+    "faster_vit_1_224": ("adamw", 0.005, 0.2, 78, 20, 0.2),
+    "faster_vit_2_224": ("adamw", 0.005, 0.5, 78, 20, 0.2),
+    "faster_vit_3_224": ("adamw", 0.005, 0.5, 94, 35, 0.3),
+    "faster_vit_4_224": ("lamb", 0.12, 5.0, 78, 20, 0.3),
+    "faster_vit_5_224": ("lamb", 0.12, 5.0, 78, 20, 0.3),
+    "faster_vit_6_224": ("lamb", 0.12, 5.0, 78, 20, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_is_valid(name):
+    check_config(read_recipe(name), batch_shards=8, hosts=2)
+    recipe.train_transform(read_recipe(name))
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_values(name):
+    config = read_recipe(name)
+    optimizer, decay, mesa, start, warmup, drop_path = OFFICIAL[name]
+    assert config.model.name == name
+    assert config.optimizer.name == optimizer
+    assert config.optimizer.weight_decay == decay
+    assert config.mesa.weight == mesa
+    assert recipe.mesa_start(config) == start
+    assert config.optimizer.warmup_epochs == warmup
+    assert model_config(config).drop_path_rate == drop_path
+    assert (config.batch_size, config.epochs, config.cooldown_epochs) == (4096, 310, 10)
+    assert config.group_size == 128
+    assert config.rand_augment == "rand-m9-mstd0.5-inc1"
+
+
+def _trace(name: str) -> None:
+    config = read_recipe(name)
+    network = model_config(config)
+    dtype = jnp.dtype(config.model.dtype)
+    skeleton = nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0)))
+    mesh = make_mesh()
+    optimizer = recipe.optimizer(config, recipe.learning_rate(config, 312))
+    settings = recipe.step_settings(config, epoch_steps=312, mixing_group=mixing_group(config, 8))
+    step = make_train_step(PureModel(skeleton), optimizer, settings, mesh)
+    state = abstract_state(skeleton, optimizer, mesh)
+    height, width = network.resolution
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.batch_size, height, width, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+    }
+    new, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BIG])
+def test_step_can_be_traced(name):
+    _trace(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BIG)
+def test_step_of_a_big_network_can_be_traced(name):
+    _trace(name)
