@@ -1,0 +1,50 @@
+"""A small network with photographs, in memory and on disk."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from fastervit_jax.conversion.weights import save_model
+from fastervit_jax.data import Source
+from fastervit_jax.evaluation.task import open_task
+from fastervit_jax.models import FasterViT
+from tests.evaluation.small_task import NAMES, small_task
+
+IMAGES = 53  # a prime: no batch and no number of devices divides it
+
+
+@dataclasses.dataclass
+class SmallTask:
+    """A network and the photographs it knows about half of."""
+
+    model: FasterViT
+    weights: Path
+    folder: Path
+    images: int = IMAGES
+
+    @property
+    def source(self) -> Source:
+        """The photographs, labelled by the network's classes (one or the other has none)."""
+        return open_task(self.spec, model_classes=NAMES, num_logits=len(NAMES)).source
+
+    @property
+    def spec(self) -> str:
+        return f"folder:{self.folder}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_compilation():
+    """Compiles to slower code in half the time: little runs here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> SmallTask:
+    root = tmp_path_factory.mktemp("evaluation")
+    model, folder = small_task(root / "photographs", IMAGES)
+    save_model(model, root / "weights")
+    return SmallTask(model, root / "weights", folder)

@@ -1,0 +1,196 @@
+"""Every image once, on any mesh, batch size and number of hosts; the device kept busy."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastervit_jax.data import EvalTransform
+from fastervit_jax.evaluation.evaluator import evaluate, make_eval_step
+from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_model, evaluate_weights
+from fastervit_jax.training.mesh import make_mesh
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices(small):
+    return _evaluate(small, devices=8, batch_size=16)
+
+
+def _evaluate(small, *, devices, batch_size):
+    return evaluate_model(
+        small.model,
+        small.source,
+        EvalTransform(128, 0.875, "center"),
+        batch_size=batch_size,
+        mesh=make_mesh(devices=jax.devices()[:devices]),
+    )
+
+
+def test_every_image_once_in_order(small, on_eight_devices):
+    predictions = on_eight_devices.predictions
+    np.testing.assert_array_equal(predictions.index, np.arange(small.images))
+    source = small.source
+    labels = [source[index].label for index in range(len(source))]
+    np.testing.assert_array_equal(predictions.label, labels)
+    assert 0.2 < on_eight_devices.top1 < on_eight_devices.top5 <= 1
+
+
+def test_numbers_follow_from_the_logits(small, on_eight_devices):
+    """Softmax, sorting and means by NumPy in float64, on logits of the plain module."""
+    source = small.source
+    transform = EvalTransform(128, 0.875, "center")
+    images = np.stack([transform(source[index].encoded) for index in range(len(source))])
+    normalised = (images / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    logits = np.asarray(
+        jax.jit(lambda batch: small.model(batch))(jnp.asarray(normalised, jnp.float32)), np.float64
+    )
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([source[index].label for index in range(len(source))])
+    order = np.argsort(-logits, axis=1)[:, :5]
+    ours = on_eight_devices
+    np.testing.assert_array_equal(ours.predictions.top, order)
+    np.testing.assert_allclose(
+        ours.predictions.probability, np.take_along_axis(probabilities, order, axis=1), rtol=1e-4
+    )
+    assert ours.images == len(source)
+    assert ours.top1 == np.mean(order[:, 0] == labels)
+    assert ours.top5 == np.mean((order == labels[:, None]).any(axis=1))
+    losses = -np.log(probabilities[np.arange(len(labels)), labels])
+    assert ours.loss == pytest.approx(losses.mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("devices, batch_size", [(1, 16), (3, 7), (8, 100)])
+def test_devices_and_batch_size_do_not_matter(small, on_eight_devices, devices, batch_size):
+    other = _evaluate(small, devices=devices, batch_size=batch_size)
+    assert (other.images, other.top1, other.top5) == (
+        on_eight_devices.images,
+        on_eight_devices.top1,
+        on_eight_devices.top5,
+    )
+    np.testing.assert_array_equal(other.predictions.top, on_eight_devices.predictions.top)
+    assert abs(other.loss - on_eight_devices.loss) < 1e-6
+
+
+def test_two_processes_give_the_same(small, tmp_path):
+    """eval.py on two hosts of four devices each, which talk over 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    command = [
+        *(sys.executable, "eval.py", f"--weights={small.weights}", f"--dataset={small.spec}"),
+        *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--batch_size=16"),
+        *("--crop_fraction=0.875", "--crop_mode=center"),
+        *(f"--json={tmp_path}/result.json", f"--predictions={tmp_path}/predictions.csv"),
+    ]
+    hosts = [
+        subprocess.Popen(
+            [*command, f"--process_id={number}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        outputs = [host.communicate(timeout=300) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    two = json.loads(outputs[0][0].splitlines()[-1])
+    said = [line for line in outputs[1][0].splitlines() if not line.startswith("[Gloo]")]
+    assert not said, "the second host speaks"
+    one = evaluate_weights(
+        str(small.weights), small.spec, options=EvaluationOptions(batch_size=16)
+    ).summary()
+    assert {name: two[name] for name in ("images", "top1", "top5")} == {
+        name: one[name] for name in ("images", "top1", "top5")
+    }
+    assert abs(two["loss"] - one["loss"]) < 1e-6
+    assert json.loads((tmp_path / "result.json").read_text())["top1"] == one["top1"]
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == small.images + 1
+
+
+class SlowDevice:
+    """A network that takes its time without using the processor, and counts its compilations."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.traced = 0
+        self.spans = []
+
+    def infer(self, params, statistics, images):
+        self.traced += 1
+        shape = jax.ShapeDtypeStruct((images.shape[0], 10), jnp.float32)
+        # JAX runs programs of next to no arithmetic at once, without a queue.
+        pixels = jnp.reshape(images, (images.shape[0], -1)).T
+        work = jnp.sum(jnp.sin(pixels[:, None, None] * jnp.arange(1, 300.0)[:, None]))
+        return jax.pure_callback(self._work, shape, images[:, 0, 0, :1] + 0 * work)
+
+    def _work(self, pixels):
+        begin = time.perf_counter()
+        time.sleep(self.seconds)
+        self.spans.append((begin, time.perf_counter()))
+        return np.broadcast_to(np.arange(10, dtype=np.float32), (len(pixels), 10))
+
+
+def slow_batches(count: int, seconds: float):
+    """Batches that take their time, without using the processor; the last is mostly padding."""
+    for number in range(count):
+        time.sleep(seconds)
+        mask = np.ones(8, bool) if number < count - 1 else np.arange(8) < 3
+        yield {
+            "image": np.zeros((8, 4, 4, 3), np.uint8),
+            "label": np.where(mask, 9, 0).astype(np.int32),
+            "index": np.where(mask, np.arange(8) + 8 * number, -1).astype(np.int32),
+            "mask": mask,
+        }
+
+
+@pytest.mark.parametrize("loader, device", [(0.02, 0.06), (0.06, 0.02)])
+def test_as_fast_as_the_slower_of_loader_and_device(loader, device):
+    """The whole takes at most 5 % longer than the slower part alone, its first and last steps and
+    the time to compile left out."""
+    count = 40
+    mesh = make_mesh(devices=jax.devices()[:1])
+    network = SlowDevice(device)
+    step = make_eval_step(network, mesh)
+    evaluate(step, {}, {}, slow_batches(2, 0), mesh)  # compiles
+    network.spans.clear()
+    evaluation = evaluate(step, {}, {}, slow_batches(count, loader), mesh)
+    assert evaluation.images == 8 * (count - 1) + 3
+    assert network.traced == 1, "the last batch was compiled anew"
+    starts = np.array([begin for begin, _ in network.spans])
+    # Between starts of steps: what a batch takes once the pipeline runs. The median, because other
+    # processes on the machine disturb single ones.
+    period = np.median(np.diff(starts[5:]))
+    print(f"{period * 1e3:.1f} ms a batch, {max(loader, device) * 1e3:.0f} ms alone")
+    alone = max(device, loader)
+    overhead = np.median([end - begin for begin, end in network.spans]) - device
+    assert period <= 1.05 * (alone + overhead) + 0.001
+
+
+def test_one_compilation_for_a_whole_evaluation(small, caplog):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        _evaluate(small, devices=2, batch_size=20)
+    compiled = [
+        line for line in caplog.messages if "Finished XLA compilation of jit(eval_step)" in line
+    ]
+    assert len(compiled) == 1
