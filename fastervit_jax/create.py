@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from fastervit_jax.conversion.directory import DamagedWeightsError
 from fastervit_jax.conversion.weights import describe, load_model, open_weights
 from fastervit_jax.models import FasterViT, variant_config
 
@@ -74,7 +75,14 @@ def create_model(
         model.eval()
         describe(model, name)
         return model
-    loaded = load_model(name, open_weights(weights), overrides, dtype=dtype, rngs=rngs)
+    try:
+        loaded = load_model(name, open_weights(weights), overrides, dtype=dtype, rngs=rngs)
+    except DamagedWeightsError as error:
+        if not pretrained:
+            raise
+        raise DamagedWeightsError(
+            f"{error} It is a cached copy: delete {weights}, and it is fetched again."
+        ) from None
     if loaded.lines:
         warnings.warn("\n".join([str(weights), *loaded.lines]), stacklevel=2)
     return loaded.model

@@ -4,6 +4,7 @@ What `convert_torch_weights.py` does. In both directions what was written is rea
 with the official network where that is installed, before it gets its place.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,14 +78,21 @@ def convert_checkpoint(
         raise ValueError(f"{checkpoint} is no official file: it needs no conversion.")
     with (
         staged_directory(output, overwrite=overwrite) as beside,
-        # An accelerator may be too small for the model, and computes less exactly.
-        jax.default_device(jax.local_devices(backend="cpu")[0]),
+        _on_the_host(),
     ):
         matched = _convert_into(beside, name, weights, options, say=say, progress=progress)
         if compare:
             say("Reading it back")
             _compare_converted(beside, weights, matched, say)
     say(f"Wrote {output}")
+
+
+def _on_the_host() -> contextlib.AbstractContextManager:
+    """Computes on the CPU: an accelerator may be too small for the model, and is less exact."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS allows no CPU
+        return contextlib.nullcontext()
 
 
 def _convert_into(
@@ -160,7 +168,7 @@ def export_to_torch(
         raise ValueError(f"{weights} holds weights of {saved.model}, not of {name}.")
     with (
         staged_file(path, overwrite=overwrite) as beside,
-        jax.default_device(jax.local_devices(backend="cpu")[0]),
+        _on_the_host(),
     ):
         _write_torch_file(beside, saved.model, parts, progress=progress)
         say("Reading it back")

@@ -45,6 +45,10 @@ class WeightsInfo:
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class DamagedWeightsError(ValueError):
+    """A converted directory is not as it was written; the message names the array where it can."""
+
+
 def is_converted(path: str | Path) -> bool:
     """Whether this is a directory that `save_arrays` wrote."""
     try:
@@ -178,7 +182,8 @@ def open_arrays(directory: str | Path) -> tuple[dict[str, StoredTensor], Weights
     """Opens a converted directory; each array is checked against its SHA-256 when it is read.
 
     Raises:
-        ValueError: something is missing or damaged; the message names the array where one is.
+        DamagedWeightsError: something is missing or damaged.
+        ValueError: it is of another version.
     """
     directory = Path(directory)
     metadata = _read_metadata(directory)
@@ -195,7 +200,9 @@ def open_arrays(directory: str | Path) -> tuple[dict[str, StoredTensor], Weights
             for name, array in metadata["arrays"].items()
         }
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / METADATA} is damaged: {error!r}. Convert again.") from None
+        raise DamagedWeightsError(
+            f"{directory / METADATA} is damaged: {error!r}. Convert again."
+        ) from None
     return _open_file(directory / ARRAYS, described), info
 
 
@@ -206,7 +213,7 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{directory} is no converted directory: {error}.") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): convert again.") from None
+        raise DamagedWeightsError(f"{path} is damaged ({error}): convert again.") from None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe converted weights: convert again.")
     if metadata.get("format_version") != FORMAT_VERSION:
@@ -226,21 +233,23 @@ def _open_file(
         file = safe_open(path, framework="numpy")
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(_why_unreadable(path, error)) from None
+        raise DamagedWeightsError(_why_unreadable(path, error)) from None
     for name, (shape, _) in described.items():
         if found.get(name) != shape:
-            raise ValueError(
+            raise DamagedWeightsError(
                 f"{path} is damaged: {name} should have shape {shape}, but has {found.get(name)}."
             )
     extra = found.keys() - described.keys()
     if extra:
-        raise ValueError(f"{path} is damaged: metadata.json knows nothing of {joined(extra)}.")
+        raise DamagedWeightsError(
+            f"{path} is damaged: metadata.json knows nothing of {joined(sorted(extra))}."
+        )
 
     def reader(name: str, sha256: str):
         def read() -> np.ndarray:
             array = file.get_tensor(name)
             if array.dtype != np.float32 or _sha256(array) != sha256:
-                raise ValueError(
+                raise DamagedWeightsError(
                     f"{path} is damaged: {name} is not what was written (its SHA-256 differs). "
                     f"Convert or copy it again."
                 )

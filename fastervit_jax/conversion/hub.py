@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,12 @@ def cache_directory() -> Path:
     return Path(shared).expanduser() / "fastervit_jax"
 
 
-def pretrained_directory(name: str, *, say: Callable[[str], None] = print) -> Path:
+def tell(line: str) -> None:
+    """Prints to standard error: standard output belongs to whoever asked for the model."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def pretrained_directory(name: str, *, say: Callable[[str], None] = tell) -> Path:
     """The converted published weights of a model, fetched and converted if they are not cached.
 
     Args:

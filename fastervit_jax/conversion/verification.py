@@ -37,7 +37,8 @@ def our_logits(model: FasterViT) -> np.ndarray:
         lambda state, images: nnx.merge(graph, state)(images),
         compiler_options={"xla_backend_optimization_level": 0},
     )
-    return np.asarray(run(state, jnp.asarray(noise_images(model.config))))
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(run(state, jnp.asarray(noise_images(model.config))))
 
 
 def official_network(name: str, config: FasterViTConfig) -> "torch.nn.Module":

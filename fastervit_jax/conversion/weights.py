@@ -75,12 +75,15 @@ def open_weights(path: str | Path, *, average: bool | None = None) -> Weights:
     """
     local = Path(path)
     if is_converted(local) or (local / METADATA).is_file():
+        if average:
+            raise ValueError(f"{path} holds one set of weights, and no moving average beside it.")
         tensors, info = open_arrays(local)
         return Weights(local, "converted", tensors, info)
-    from fastervit_jax.training.workdir import is_workdir
+    if not local.is_file():
+        from fastervit_jax.training.workdir import is_workdir
 
-    if is_workdir(path):
-        return _open_workdir(path, average=average is not False)
+        if is_workdir(path):
+            return _open_workdir(path, average=average is not False)
     if "://" in str(path):
         raise ValueError(
             f"{path} is no work directory of train.py, and other weights are read from local disks "

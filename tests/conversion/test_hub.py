@@ -1,6 +1,7 @@
 """Published weights, fetched from a server that plays the hub."""
 
 import io
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -53,7 +54,7 @@ def hub(published, small_variants, monkeypatch, tmp_path):
 
 def test_fetched_converted_and_cached(hub, published, monkeypatch, capsys):
     assert_same(create_model(NAME, pretrained=True), published[0])
-    assert "NVIDIA Source Code License-NC" in capsys.readouterr().out
+    assert "NVIDIA Source Code License-NC" in capsys.readouterr().err
     assert ("GET", f"/{library.REPOSITORY}/resolve/main/{FILE}", None) in hub.requests
 
     # From now on neither the network nor torch nor the hub's library is needed.
@@ -63,7 +64,17 @@ def test_fetched_converted_and_cached(hub, published, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, module, None)
     assert_same(create_model(NAME, pretrained=True), published[0])
     assert not hub.requests
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_damaged_cache_says_how_to_mend_it(hub, published, tmp_path):
+    create_model(NAME, pretrained=True)
+    directory = tmp_path / "cache" / "v1" / NAME
+    (directory / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"cached copy: delete {directory}, and it is fetched"):
+        create_model(NAME, pretrained=True)
+    shutil.rmtree(directory)
+    assert_same(create_model(NAME, pretrained=True), published[0])
 
 
 def test_an_any_res_model_starts_from_its_siblings_weights(hub, published):
