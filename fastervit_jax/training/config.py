@@ -119,6 +119,8 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1, "keep": 3})
     config.log_every_steps = 50
+    config.profile_steps = (0, 0)  # first and last step of a profiler trace; (0, 0): none
+    config.wandb_project = ""  # also log to this Weights & Biases project; "": do not
     return config
 
 
@@ -169,6 +171,14 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
             lambda value: len(value) == 2 and 0 < value[0] <= value[1],
             "a pair (smallest, largest) of positive numbers",
         )
+    _check(
+        config,
+        "profile_steps",
+        lambda value: (
+            len(value) == 2 and 0 <= value[0] <= value[1] and bool(value[0]) == bool(value[1])
+        ),
+        "a pair (first step, last step), counted from 1, or (0, 0)",
+    )
     _check(config, "crop.scale", lambda value: value[1] <= 1, "shares of at most 1")
     for key, choices in (
         ("model.dtype", ("float32", "bfloat16")),

@@ -23,6 +23,7 @@ from fastervit_jax.training.config import (
 )
 from fastervit_jax.training.finetuning import check_frozen, load_initial_model
 from fastervit_jax.training.mesh import batch_shards, make_mesh, place_batch
+from fastervit_jax.training.profile import Profile
 from fastervit_jax.training.progress import Progress
 from fastervit_jax.training.reporting import Reporter, draw_curves
 from fastervit_jax.training.state import (
@@ -89,12 +90,14 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
             return evaluate(eval_step, *average_model(state), batches, mesh)
 
     evaluation = None
-    reporter = Reporter(workdir, resume_step=start)
+    reporter = Reporter(workdir, resume_step=start, wandb_project=config.wandb_project)
     progress = Progress(start, total_steps, config.batch_size)
+    profile = Profile(workdir, config.profile_steps)
     loader = recipe.train_loader(config, training, start, last_step)
     batches = prefetch_to_device(loader, lambda batch: place_batch(batch, mesh))
-    for step, batch in enumerate(batches, start + 1):
-        state, metrics = train_step(state, batch)
+    for step, batch in enumerate(progress.waiting_for(batches), start + 1):
+        with profile.of_step(step):
+            state, metrics = train_step(state, batch)
         progress.step_done()
         if step % config.log_every_steps == 0 or step == last_step:
             values = {name: float(value) for name, value in metrics.items()}

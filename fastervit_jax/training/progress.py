@@ -1,9 +1,15 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines in a log."""
 
+import resource
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
+import jax
 import tqdm
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -24,6 +30,18 @@ class Progress:
         self._batch_size = batch_size
         self._begin = self._mark = time.monotonic()
         self._start = self._mark_step = self._step = start
+        self._waited = 0.0
+
+    def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Yields the batches, counting the time that each is waited for."""
+        iterator = iter(batches)
+        while True:
+            asked = time.monotonic()
+            batch = next(iterator, None)
+            self._waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
 
     def step_done(self) -> None:
         """Counts a step."""
@@ -31,11 +49,21 @@ class Progress:
         self._bar.update()
 
     def speed(self) -> dict[str, float]:
-        """Speed since the last call: `images_per_second`, `step_seconds`."""
+        """Since the last call: `images_per_second`, `step_seconds`, `waiting_share` of that time.
+
+        And `memory_gib`: the most that a device held, or this process where devices do not say.
+        """
         now = time.monotonic()
-        seconds = (now - self._mark) / max(self._step - self._mark_step, 1)
-        self._mark, self._mark_step = now, self._step
-        return {"images_per_second": self._batch_size / seconds, "step_seconds": seconds}
+        elapsed = now - self._mark
+        seconds = elapsed / max(self._step - self._mark_step, 1)
+        share = self._waited / elapsed
+        self._mark, self._mark_step, self._waited = now, self._step, 0.0
+        return {
+            "images_per_second": self._batch_size / seconds,
+            "step_seconds": seconds,
+            "waiting_share": share,
+            "memory_gib": _peak_memory() / 2**30,
+        }
 
     def show(self, **values: float) -> None:
         """Shows a step's figures."""
@@ -54,3 +82,10 @@ class Progress:
     def close(self) -> None:
         """Ends the bar."""
         self._bar.close()
+
+
+def _peak_memory() -> int:
+    """Bytes that the first device held at most; the process, on a CPU."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return statistics.get("peak_bytes_in_use", in_kib * 1024)

@@ -8,13 +8,25 @@ from etils import epath
 
 
 class Reporter:
-    """Writes records to `metrics.jsonl`, one JSON object a line, and to TensorBoard.
+    """Writes records to `metrics.jsonl`, one JSON object a line, to TensorBoard, and elsewhere.
 
     A run that goes on from a step drops the records of later steps, so each stands there once.
     """
 
-    def __init__(self, workdir: epath.Path, *, resume_step: int):
+    def __init__(self, workdir: epath.Path, *, resume_step: int, wandb_project: str = ""):
+        """Opens the files.
+
+        Args:
+            workdir: the work directory.
+            resume_step: records of later steps are dropped.
+            wandb_project: also log to this Weights & Biases project.
+
+        Raises:
+            ImportError: Weights & Biases is asked for and not installed.
+        """
         import tensorboardX
+
+        self._wandb = _start_wandb(wandb_project, workdir)
 
         self._path = workdir / "metrics.jsonl"
         records = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
@@ -25,18 +37,35 @@ class Reporter:
         self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step + 1)
 
     def write(self, step: int, **values: float) -> None:
-        """Records values at a step. TensorBoard shows a name with an underscore group, as is."""
+        """Records values at a step."""
         record = {"step": step, **{key: _number(value) for key, value in values.items()}}
         self._file.write(_line(record))
         self._file.flush()
         for key, value in record.items():
             if key != "step" and value is not None:
                 self._board.add_scalar(key, value, step)
+        if self._wandb:
+            self._wandb.log(record, step=step)
 
     def close(self) -> None:
         """Finishes the files."""
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _start_wandb(project: str, workdir: epath.Path):
+    """A Weights & Biases run, named by its directory so that a resumed run goes on; or None."""
+    if not project:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise ImportError(
+            f"config.wandb_project={project!r} needs Weights & Biases: pip install wandb."
+        ) from None
+    return wandb.init(project=project, name=workdir.name, id=workdir.name, resume="allow")
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict]:
