@@ -15,22 +15,8 @@ from pathlib import Path
 from absl import flags
 
 from fastervit_jax import cli
+from fastervit_jax.opening import define_weights_flags
 from fastervit_jax.prediction import Prediction, predict
-
-_MODEL = flags.DEFINE_string(
-    "model", None, "Model name; may be left out where the weights say what they are."
-)
-_WEIGHTS = flags.DEFINE_string(
-    "weights",
-    None,
-    "A converted directory, an official torch file, or a work directory of train.py; by default "
-    "the published weights of --model.",
-)
-_TOP = flags.DEFINE_integer("top", 5, "Classes an image.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "File to write the answers to, as JSON; - for stdout.")
-_PICTURE = flags.DEFINE_string("picture", None, "PNG to draw the images to, with the answers.")
-_model_options = cli.define_model_flags()
 
 _MOST_DRAWN = 48
 
@@ -40,18 +26,17 @@ def main(arguments: Sequence[str]) -> None:
     images = arguments[1:]
     if not images:
         raise ValueError("Name images or folders: python -m fastervit_jax.predict IMAGE… --model=…")
-    model = _open_model()
     predictions = predict(
-        model, images, top=_TOP.value, batch_size=_BATCH_SIZE.value, show_progress=True
+        open_model(), images, top=TOP.value, batch_size=BATCH_SIZE.value, show_progress=True
     )
-    if _JSON.value == "-":
+    if JSON.value == "-":
         print(as_json(predictions))
     else:
         print(table([one for one in predictions if one.error is None]))
-    if _JSON.value not in (None, "-"):
-        Path(_JSON.value).write_text(as_json(predictions) + "\n")
-    if _PICTURE.value:
-        draw(predictions, _PICTURE.value)
+    if JSON.value not in (None, "-"):
+        Path(JSON.value).write_text(as_json(predictions) + "\n")
+    if PICTURE.value:
+        draw(predictions, PICTURE.value)
     unread = [one for one in predictions if one.error is not None]
     for one in unread:
         print(f"could not read {one.image}: {one.error}", file=sys.stderr)
@@ -117,21 +102,10 @@ def _short(name: str, most: int = 26) -> str:
     return first if len(first) <= most else first[: most - 1] + "…"
 
 
-def _open_model():
-    from fastervit_jax.conversion.weights import load_model, open_weights
-
-    weights = _WEIGHTS.value
-    if weights is None:
-        if _MODEL.value is None:
-            raise ValueError("--model is missing, or --weights that say what they are.")
-        from fastervit_jax.conversion.hub import pretrained_directory
-
-        weights = pretrained_directory(_MODEL.value)
-    loaded = load_model(_MODEL.value, open_weights(weights), _model_options(), progress=True)
-    for line in loaded.lines:
-        print(line, file=sys.stderr)
-    return loaded.model
-
-
 if __name__ == "__main__":
+    open_model = define_weights_flags()
+    TOP = flags.DEFINE_integer("top", 5, "Classes an image.", lower_bound=1)
+    BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
+    JSON = flags.DEFINE_string("json", None, "File to write the answers to; - for the terminal.")
+    PICTURE = flags.DEFINE_string("picture", None, "PNG to draw images and answers to.")
     cli.run(main, arguments=True)

@@ -42,7 +42,7 @@ class CarrierTokenizer(nnx.Module):
         stride = self.window_size // self.ct_size
         kernel = (self._pool_size(height, stride), self._pool_size(width, stride))
         x = self.convolution(x).astype(full_precision(self.dtype))
-        pooled = nnx.avg_pool(x, kernel, strides=(stride, stride)).astype(self.dtype)
+        pooled = nnx.avg_pool(x, window_shape=kernel, strides=(stride, stride)).astype(self.dtype)
         return map_to_windows(pooled, self.ct_size).reshape(n, -1, channels)
 
     def _pool_size(self, side: int, stride: int) -> int:
@@ -100,7 +100,7 @@ class HierarchicalAttentionBlock(nnx.Module):
             return self.window_layer(windows, self.window_size, rngs), None
 
         carriers = self._exchange_between_windows(carriers, grid, rngs)
-        per_window = carriers.reshape(len(windows), self.ct_size**2, -1)
+        per_window = carriers.reshape(windows.shape[0], self.ct_size**2, -1)
         tokens = jnp.concatenate([per_window, windows], axis=1)
         tokens = self.window_layer(tokens, self.window_size, rngs)
         per_window, windows = jnp.split(tokens, [self.ct_size**2], axis=1)
