@@ -85,7 +85,7 @@ def main() -> None:
     square = [name for name in list_models() if not name.endswith("any_res")]
     print(f"{os.cpu_count()} CPU cores, JAX {jax.__version__}; one image, float32\n")
     print(
-        "| model | GMACs | deployed | XLA's estimate | deployed | M numbers | deployed | ms | dep. |"
+        "| model | GMACs | deployed | XLA's estimate | deployed | M numbers | deployed | ms | now |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name in arguments.names or square:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,13 +126,13 @@ def preprocessed(model: FasterViT, image: ImageLike) -> np.ndarray:
     return _transform(model)(_encoded(image))
 
 
-def normalized(model: FasterViT, pixels: np.ndarray) -> jax.Array:
+def normalized(model: FasterViT, pixels: np.ndarray | jax.Array) -> jax.Array:
     """uint8 pixels [..., 3] → the floating-point values that the model takes."""
     mean, std = model.preprocessing.mean, model.preprocessing.std
     return (jnp.asarray(pixels, jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
-def _items(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[str, ImageLike]]:
+def _items(images: Any) -> Iterator[tuple[str, ImageLike]]:
     """Each image with what to call it; folders are replaced by their images."""
     single = isinstance(images, (str, Path, bytes, Image.Image))
     if single or (isinstance(images, np.ndarray) and images.ndim < 4):
@@ -214,7 +215,7 @@ def _probabilities_of(
 
 
 @nnx.jit
-def _run(model: FasterViT, pixels: jax.Array) -> jax.Array:
+def _run(model: FasterViT, pixels: np.ndarray | jax.Array) -> jax.Array:
     return jax.nn.softmax(model(normalized(model, pixels)), axis=-1)
 
 

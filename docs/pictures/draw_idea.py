@@ -1,4 +1,4 @@
-"""Draws `idea.png`, the README's picture: python docs/pictures/draw_idea.py (needs scikit-image)."""
+"""Draws the README's picture: python docs/pictures/draw_idea.py (needs scikit-image)."""
 
 from pathlib import Path
 

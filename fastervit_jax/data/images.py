@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 CropMode = Literal["center", "squash"]
 Resolution = int | tuple[int, int]
@@ -56,6 +56,8 @@ def decode_rgb(encoded: bytes) -> Image.Image:
             image.load()
             return image
         return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise DamagedImageError(f"it is no image in {', '.join(_FORMATS)} format") from error
     except MemoryError:
         raise
     # Pillow's plugins report broken files with whatever their parsing trips over: OSError,

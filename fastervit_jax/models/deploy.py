@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 from typing import TYPE_CHECKING
 
 import jax
@@ -121,7 +122,7 @@ def _compute_positions(stage: AttentionStage) -> None:
     rows, columns = stage.geometry.window_grid
     for block in stage.blocks:
         carrier_side = math.isqrt(block.ct_size**2 * rows * columns)
-        positions = [
+        positions: list[Any] = [
             (block.window_position, stage.window_size),
             (block.window_layer.attention.position_bias, stage.window_size),
         ]

@@ -1,6 +1,7 @@
 """The whole network (paper, section 3.1 and figure 3)."""
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,11 @@ class FasterViT(nnx.Module):
         deployed: whether this is what `deploy` returns.
     """
 
+    # What `create_model` notes on a model it makes.
+    name: str
+    class_names: tuple[str, ...] | None
+    preprocessing: Any
+
     def __init__(self, config: FasterViTConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
         dtype = _checked_dtype(dtype)
         self.config = config
@@ -39,7 +45,7 @@ class FasterViT(nnx.Module):
         self.deployed = False
 
         self.stem = Stem(config, dtype=dtype, rngs=rngs)
-        self.stages = nnx.List(
+        self.stages: nnx.List[Any] = nnx.List(
             (AttentionStage if stage in ATTENTION_STAGES else ConvStage)(
                 config, stage, dtype=dtype, rngs=rngs
             )
@@ -48,6 +54,7 @@ class FasterViT(nnx.Module):
         self.downsamples = nnx.List(
             Downsample(width, dtype=dtype, rngs=rngs) for width in config.widths[:-1]
         )
+        self.norm: Any
         if config.layer_norm_last:
             self.norm = layer_norm(self.num_features, epsilon=1e-6, dtype=dtype, rngs=rngs)
         else:
@@ -118,7 +125,8 @@ class FasterViT(nnx.Module):
             raise ValueError(
                 "A deployed model is made for one size: call model.at_resolution(…).deploy()."
             )
-        config = dataclasses.replace(self.config, resolution=resolution, any_res=True)
+        size: Any = resolution  # the configuration takes one side too
+        config = dataclasses.replace(self.config, resolution=size, any_res=True)
         model = nnx.clone(self, variables=False)
         model.config = config
         for stage in ATTENTION_STAGES:
@@ -177,7 +185,7 @@ def abstract_model(config: FasterViTConfig, *, dtype=jnp.float32) -> FasterViT:
 
     `nnx.eval_shape`, which with `nnx.Rngs` takes seconds for large networks.
     """
-    return nnx.eval_shape(lambda: FasterViT(config, dtype=dtype, rngs=_SameKey()))
+    return nnx.eval_shape(lambda: FasterViT(config, dtype=dtype, rngs=cast(nnx.Rngs, _SameKey())))
 
 
 class _SameKey:

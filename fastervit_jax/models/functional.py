@@ -1,6 +1,7 @@
 """A model as a pure function of its arrays, which are kept in flat dictionaries by dotted name."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -18,7 +19,7 @@ def flatten(state: nnx.State) -> Arrays:
 
 
 def unflatten(arrays: Arrays) -> nnx.State:
-    """Inverse of `flatten`, with bare arrays for variables; `nnx.merge` and `nnx.update` take it."""
+    """Inverse of `flatten`, with bare arrays for variables, for `nnx.merge` and `nnx.update`."""
     return nnx.from_flat_state(
         [
             (tuple(int(part) if part.isdigit() else part for part in name.split(".")), array)
@@ -74,7 +75,7 @@ class PureModel:
         return nnx.merge(self._inference, unflatten(params), unflatten(statistics))
 
 
-def _module(model: nnx.Module, name: str) -> nnx.Module:
+def _module(model: Any, name: str) -> nnx.Module:
     for part in name.split("."):
         model = model[int(part)] if part.isdigit() else getattr(model, part)
     return model

@@ -62,7 +62,7 @@ def damaged_files():
         "png that lies about its size": png_with_size(4000, 3000),
         "jpeg that lies about its size": jpeg_with_size(jpeg, 65_000, 65_000),
         "20,000 x 20,000": png_with_size(20_000, 20_000),
-        "1 x 1,000,000 scaled up": encode(photo.resize((1, 65_000)), "PNG"),
+        "1 x 65,000 scaled up": encode(photo.resize((1, 65_000)), "PNG"),
     }
 
 
@@ -139,7 +139,7 @@ def test_training_replaces_counts_and_names(caplog):
     assert 0 <= drawn_again <= 2
     assert loader.damage.drawn == whole.size + loader.damage.count
     assert set(loader.damage.reasons) == {f"image {n}" for n in damaged if n in whole}
-    assert "UnidentifiedImageError" in loader.damage.reasons["image 5"]
+    assert "no image in JPEG, PNG" in loader.damage.reasons["image 5"]
     for key in loader.damage.reasons:
         assert sum(key + " " in record.getMessage() for record in caplog.records) == 1
 
@@ -162,7 +162,7 @@ def test_past_the_share_training_stops_and_says_why():
     source = NumberedSource(range(0, NUM_IMAGES, 10))  # 11 of 101
     numbers(load(source, share=0.3))
     loader = load(source, share=0.05)
-    says = r"5 of the \d+ images .* allowed share of 0.05; the last was image \d+ \(Unid"
+    says = r"5 of the \d+ images .* allowed share of 0.05; the last was image \d+ \(it is no image"
     with pytest.raises(TooMuchDamageError, match=says):
         numbers(loader)
     assert loader.damage.count == 5  # 0.05 of an epoch of 96 images is 4.8

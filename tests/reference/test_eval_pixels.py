@@ -13,7 +13,7 @@ from timm.data import create_transform
 from fastervit_jax.data import decode_eval
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
-from photographs import files_of_every_kind  # noqa: E402
+from photographs import files_of_every_kind
 
 # The official models' settings (REFERENCE.md §3), and heights that differ from widths.
 SETTINGS = [
