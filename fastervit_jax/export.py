@@ -110,7 +110,9 @@ def _write_stablehlo(
     )
     (directory / "program.stablehlo").write_bytes(program.serialize())
     width = len(str(len(weights)))
-    arrays = {f"{number:0{width}}": np.asarray(array) for number, array in enumerate(weights)}
+    arrays: dict[str, Any] = {
+        f"{number:0{width}}": np.asarray(array) for number, array in enumerate(weights)
+    }
     np.savez(directory / "weights.npz", **arrays)
 
     read = export.deserialize(bytearray((directory / "program.stablehlo").read_bytes()))

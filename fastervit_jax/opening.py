@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -29,7 +30,7 @@ def define_weights_flags() -> Callable[[], FasterViT]:
     def open_model() -> FasterViT:
         from fastervit_jax.conversion.weights import load_model, open_weights
 
-        path = weights.value
+        path: Any = weights.value
         if path is None:
             if model.value is None:
                 raise ValueError("--model is missing, or --weights that say what they are.")

@@ -9,8 +9,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
