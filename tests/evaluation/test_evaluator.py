@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from fastervit_jax.data import EvalTransform
+from fastervit_jax.data.workers import StepIterator
 from fastervit_jax.evaluation.evaluator import evaluate, make_eval_step
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_model, evaluate_weights
 from fastervit_jax.training.mesh import make_mesh
@@ -128,63 +131,104 @@ def test_two_processes_give_the_same(small, tmp_path):
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == small.images + 1
 
 
-class SlowDevice:
-    """A network that takes its time without using the processor, and counts its compilations."""
+class Multiplications:
+    """A network of nothing but matrix products: some 10 ms a batch. Counts its compilations."""
 
-    def __init__(self, seconds: float):
-        self.seconds = seconds
+    def __init__(self):
         self.traced = 0
-        self.spans = []
 
     def infer(self, params, statistics, images):
         self.traced += 1
-        shape = jax.ShapeDtypeStruct((images.shape[0], 10), jnp.float32)
-        # JAX runs programs of next to no arithmetic at once, without a queue.
-        pixels = jnp.reshape(images, (images.shape[0], -1)).T
-        work = jnp.sum(jnp.sin(pixels[:, None, None] * jnp.arange(1, 300.0)[:, None]))
-        return jax.pure_callback(self._work, shape, images[:, 0, 0, :1] + 0 * work)
-
-    def _work(self, pixels):
-        begin = time.perf_counter()
-        time.sleep(self.seconds)
-        self.spans.append((begin, time.perf_counter()))
-        return np.broadcast_to(np.arange(10, dtype=np.float32), (len(pixels), 10))
+        matrix = jnp.full((300, 300), 1e-3) + images[0, 0, 0, 0]
+        for _ in range(12):
+            matrix = matrix @ matrix / jnp.max(matrix)
+        return jnp.arange(10.0) + 1e-30 * jnp.zeros((len(images), 1)) + 1e-30 * jnp.max(matrix)
 
 
-def slow_batches(count: int, seconds: float):
-    """Batches that take their time, without using the processor; the last is mostly padding."""
-    for number in range(count):
+def waiting_batches(count: int, seconds: float) -> StepIterator:
+    """The project's loader over batches that take their time, without using the processor.
+
+    The last is mostly padding.
+    """
+
+    def make(number: int):
         time.sleep(seconds)
         mask = np.ones(8, bool) if number < count - 1 else np.arange(8) < 3
-        yield {
+        return {
             "image": np.zeros((8, 4, 4, 3), np.uint8),
             "label": np.where(mask, 9, 0).astype(np.int32),
             "index": np.where(mask, np.arange(8) + 8 * number, -1).astype(np.int32),
             "mask": mask,
         }
 
+    return StepIterator(make, 0, count, num_workers=0)
 
-@pytest.mark.parametrize("loader, device", [(0.02, 0.06), (0.06, 0.02)])
-def test_as_fast_as_the_slower_of_loader_and_device(loader, device):
-    """The whole takes at most 5 % longer than the slower part alone, its first and last steps and
-    the time to compile left out."""
-    count = 40
+
+class Timings(NamedTuple):
+    """Seconds of a whole evaluation, and of each part alone in the same minute."""
+
+    whole: float
+    device: float
+    loader: float
+
+
+def timings(loader_share: float, count: int) -> Timings:
+    """Times an evaluation whose loader takes `loader_share` of the device's time."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    network = SlowDevice(device)
+    network = Multiplications()
     step = make_eval_step(network, mesh)
-    evaluate(step, {}, {}, slow_batches(2, 0), mesh)  # compiles
-    network.spans.clear()
-    evaluation = evaluate(step, {}, {}, slow_batches(count, loader), mesh)
-    assert evaluation.images == 8 * (count - 1) + 3
+
+    def seconds(run: Callable[[], object]) -> float:
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin
+
+    def whole(wait: float) -> None:
+        evaluation = evaluate(step, {}, {}, waiting_batches(count, wait), mesh)
+        assert evaluation.images == 8 * (count - 1) + 3
+
+    whole(0.0)  # compiles
+    before = seconds(lambda: whole(0.0))
+    wait = loader_share * before / count
+    together = seconds(lambda: whole(wait))
+    loader = seconds(lambda: list(waiting_batches(count, wait)))
+    device = (before + seconds(lambda: whole(0.0))) / 2
     assert network.traced == 1, "the last batch was compiled anew"
-    starts = np.array([begin for begin, _ in network.spans])
-    # Between starts of steps: what a batch takes once the pipeline runs. The median, because other
-    # processes on the machine disturb single ones.
-    period = np.median(np.diff(starts[5:]))
-    print(f"{period * 1e3:.1f} ms a batch, {max(loader, device) * 1e3:.0f} ms alone")
-    alone = max(device, loader)
-    overhead = np.median([end - begin for begin, end in network.spans]) - device
-    assert period <= 1.05 * (alone + overhead) + 0.001
+    return Timings(together, device, loader)
+
+
+def fewest(share: Callable[[Timings], float], enough: float, **options) -> float:
+    """The smallest of some tries, up to one that is small enough: other processes disturb."""
+    best = float("inf")
+    for _ in range(5):
+        best = min(best, share(timings(**options)))
+        if best < enough:
+            break
+    return best
+
+
+@pytest.mark.parametrize("loader_share", [0.8, 1.25])
+def test_loader_and_device_work_at_once(loader_share):
+    """One after the other would take 1.8 times as long as the slower of the two."""
+    share = fewest(
+        lambda one: one.whole / (one.device + one.loader), 0.75, loader_share=loader_share, count=20
+    )
+    print(f"{share:.2f} of the time of one after the other")
+    assert share < 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader_share", [0.7, 1.4])
+def test_as_fast_as_the_slower_of_loader_and_device(loader_share, record_property):
+    share = fewest(
+        lambda one: one.whole / max(one.device, one.loader),
+        1.05,
+        loader_share=loader_share,
+        count=100,
+    )
+    record_property("time over the slower part's", f"{share:.3f}")
+    print(f"{share:.3f} of the time of the slower part alone")
+    assert share < 1.05
 
 
 def test_one_compilation_for_a_whole_evaluation(small, caplog):
