@@ -70,6 +70,9 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.flip = 0.5
     config.rand_augment = "rand-m9-mstd0.5-inc1"  # "" for none
+    # Flip and RandAugment in the step instead, for hosts that are too slow for their devices; there
+    # an image may differ from the host's by a level (docs/training.md).
+    config.distort_on_device = False
 
     # Device: what happens to a batch.
     config.mixup_alpha = 0.8

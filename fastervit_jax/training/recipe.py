@@ -17,6 +17,7 @@ from fastervit_jax.data import (
     open_source,
     train_batches,
 )
+from fastervit_jax.data.rand_augment import RandAugment, parse_rand_augment
 from fastervit_jax.training.config import model_config
 from fastervit_jax.training.device_augmentation import AugmentationSettings
 from fastervit_jax.training.finetuning import is_frozen, learning_rate_multiplier
@@ -49,17 +50,23 @@ def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
     Raises:
         ValueError: `config.rand_augment` is no RandAugment string.
     """
+    on_host = not config.distort_on_device
     try:
+        _rand_augment(config)
         return TrainTransform(
             model_config(config).resolution,
             scale=config.crop.scale,
             ratio=config.crop.ratio,
             interpolation=config.crop.interpolation,
-            flip=config.flip,
-            rand_augment=config.rand_augment,
+            flip=config.flip if on_host else 0.0,
+            rand_augment=config.rand_augment if on_host else "",
         )
     except ValueError as error:
         raise ValueError(f"config.rand_augment={config.rand_augment!r}: {error}") from None
+
+
+def _rand_augment(config: ml_collections.ConfigDict) -> RandAugment | None:
+    return parse_rand_augment(config.rand_augment) if config.rand_augment else None
 
 
 def train_loader(
@@ -139,6 +146,7 @@ def augmentation_settings(
     config: ml_collections.ConfigDict, *, mixing_group: int
 ) -> AugmentationSettings:
     """What happens to a batch on the device."""
+    distorts = config.distort_on_device
     return AugmentationSettings(
         num_classes=config.model.num_classes,
         group_size=mixing_group,
@@ -148,6 +156,8 @@ def augmentation_settings(
         mixing_probability=config.mixing_probability,
         smoothing=config.label_smoothing,
         erasing_probability=config.erasing_probability,
+        flip_probability=config.flip if distorts else 0.0,
+        rand_augment=_rand_augment(config) if distorts else None,
         dtype=jnp.dtype(config.model.dtype),
     )
 

@@ -50,8 +50,27 @@ def test_official_values(name):
     assert config.rand_augment == "rand-m9-mstd0.5-inc1"
 
 
-def _trace(name: str) -> None:
+def test_distorting_on_the_device_leaves_it_to_the_device():
+    config = read_recipe("faster_vit_0_224")
+    host, device = (
+        recipe.train_transform(config),
+        recipe.augmentation_settings(config, mixing_group=8),
+    )
+    assert (host.flip, host.rand_augment) == (0.5, config.rand_augment)
+    assert (device.flip_probability, device.rand_augment) == (0.0, None)
+    config.distort_on_device = True
+    host, device = (
+        recipe.train_transform(config),
+        recipe.augmentation_settings(config, mixing_group=8),
+    )
+    assert (host.flip, host.rand_augment) == (0.0, "")
+    assert device.flip_probability == 0.5
+    assert device.rand_augment is not None
+
+
+def _trace(name: str, **changes) -> None:
     config = read_recipe(name)
+    config.update(changes)
     network = model_config(config)
     dtype = jnp.dtype(config.model.dtype)
     skeleton = nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -75,6 +94,10 @@ def _trace(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in BIG])
 def test_step_can_be_traced(name):
     _trace(name)
+
+
+def test_step_that_distorts_on_the_device_can_be_traced():
+    _trace("smoke", distort_on_device=True)
 
 
 @pytest.mark.slow
