@@ -40,12 +40,12 @@ def skyline(shares: np.ndarray, names: Sequence[str], *, mean: float) -> str:
 
 
 def reliability(calibration: Calibration) -> str:
-    """Accuracy over confidence, and how many images there are at each confidence below."""
+    """Accuracy by confidence as bars, the mean confidence as marks, numbers of images below."""
     side, left, low, bottom = 300, 40, 70, 34
     height = side + low + bottom
     bins = len(calibration.images)
     step = side / bins
-    bars, gaps, counts = [], [], []
+    bars, marks, counts = [], [], []
     most = max(int(calibration.images.max()), 1)
     for place, images in enumerate(calibration.images):
         if not images:
@@ -53,16 +53,19 @@ def reliability(calibration: Calibration) -> str:
         x = left + place * step
         right, sure = calibration.accuracy[place], calibration.confidence[place]
         title = f"<title>{int(images)} images: confidence {sure:.1%}, accuracy {right:.1%}</title>"
-        top, bottom_of_gap = max(right, sure), min(right, sure)
         bars.append(_box(x, side * (1 - right), step, side * right, title))
-        gaps.append(_box(x, side * (1 - top), step, side * (top - bottom_of_gap), title))
+        y = side * (1 - sure)
+        marks.append(
+            f'<line x1="{x + 0.5:.2f}" x2="{x + step - 0.5:.2f}" y1="{y:.2f}" y2="{y:.2f}"/>'
+        )
         tall = low * 0.9 * images / most
         counts.append(_box(x, side + low - tall + 4, step, tall, title))
     return (
         f'<svg viewBox="0 0 {side + left + 10} {height}" role="img" aria-label="Accuracy over '
         f'confidence">{_percent_lines(left, side + left, side)}'
-        f'<g class="bars">{"".join(bars)}</g><g class="gaps">{"".join(gaps)}</g>'
+        f'<g class="bars">{"".join(bars)}</g>'
         f'<line class="ideal" x1="{left}" y1="{side}" x2="{left + side}" y2="0"/>'
+        f'<g class="marks">{"".join(marks)}</g>'
         f'<g class="counts">{"".join(counts)}</g>'
         f'<text x="{left}" y="{side + low + 18}">0 %</text>'
         f'<text x="{left + side}" y="{side + low + 18}" text-anchor="end">100 %</text>'

@@ -42,13 +42,14 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 11px; fill: var(--soft); }
 svg .grid line { stroke: var(--line); }
 svg .bars rect { fill: var(--blue); }
-svg .gaps rect { fill: var(--red); opacity: .35; }
+svg .marks line { stroke: var(--red); stroke-width: 2.5; }
 svg .counts rect { fill: #a9b7c4; }
 svg .ideal { stroke: var(--soft); stroke-dasharray: 4 4; }
 svg line.mean { stroke: var(--ink); stroke-dasharray: 5 3; }
 svg text.mean { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: #fff;
   stroke-width: 3px; }
-.halves { display: grid; grid-template-columns: 1fr 1fr; gap: 0 36px; margin-top: 14px; }
+.halves { display: grid; grid-template-columns: 1fr 1fr; gap: 0 36px; margin-top: 14px;
+  align-items: start; }
 .pair { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 18px; }
 .calibration { max-width: 360px; margin: 0 auto; }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));
@@ -70,9 +71,8 @@ figure .is { color: var(--soft); }
 <div class="pair">
 <section id="pairs"><h2>Most confused</h2>$pairs</section>
 <section id="calibration"><h2>Calibration</h2>
-<p class="soft">How often answers of each confidence are right (blue), the gap to the confidence
-itself (red), and how many there are (grey). On the dashed line confidence can be taken at its
-word.</p>
+<p class="soft">How often answers of each confidence are right (blue), that confidence (red) and how
+many there are (grey). Bars that end at their red mark belong to an honest network.</p>
 <div class="calibration">$calibration</div></section>
 </div>
 <section id="mistakes"><h2>Worst mistakes</h2>$mistakes</section>

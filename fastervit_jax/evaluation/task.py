@@ -99,13 +99,19 @@ def open_task(
     return Task(
         spec=spec,
         benchmark=name,
-        title=benchmark.title if benchmark else spec,
+        title=benchmark.title if benchmark else _title(spec),
         source=relabelled(source, space),
         logits=space.logits,
         crop=benchmark.crop if benchmark else None,
         real_labels=answers,
         remark=space.remark,
     )
+
+
+def _title(spec: str) -> str:
+    """What people call a data set: a folder by its name, another set by its specification."""
+    kind, _, rest = spec.partition(":")
+    return rest.rstrip("/").rpartition("/")[2] or spec if kind == "folder" else rest or spec
 
 
 def _identifiers(names: Sequence[str], benchmark: Benchmark | None) -> Sequence[str]:
