@@ -126,7 +126,7 @@ def attention_weights(model: FasterViT, image: jax.Array) -> list[LayerAttention
         model = nnx.clone(model, variables=False)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Attention):
-            module.weights_dropout = _Recorder()
+            module.weights_dropout = _Recorder()  # type: ignore[assignment]
     graph, state = nnx.split(model)
 
     @jax.jit
