@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def _differences(dtype: str, steps: int) -> dict:
     """Runs `trajectory.py`: the width of JAX's floats is set for a whole process."""
@@ -32,6 +34,7 @@ def test_float64_to_the_ninth_digit(record_property):
         assert difference < 1e-9, found
 
 
+@pytest.mark.slow
 def test_float32_losses_and_gradients(record_property):
     found = _differences("float32", 5)
     record_property("differences", found)

@@ -71,6 +71,7 @@ def test_same_command_twice_is_the_same_run_bit_for_bit(run):
     _assert_equal_weights(first.model, second.model)
 
 
+@pytest.mark.slow
 def test_going_on_is_the_uninterrupted_run(run):
     root, _ = run
     _train(root / "whole", root / "data", epochs=2)
