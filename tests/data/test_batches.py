@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import NUM_IMAGES, number_in
+from numbered import NUM_IMAGES, number_in
 
 from fastervit_jax.data import (
     EvalTransform,

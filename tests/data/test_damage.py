@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import NUM_IMAGES, number_in, numbered_png
+from numbered import NUM_IMAGES, number_in, numbered_png
 from photographs import encode, photographs
 
 from fastervit_jax.data import (

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import number_in
+from numbered import number_in
 
 from fastervit_jax.data import TrainTransform, open_source, prefetch_to_device, train_batches
 

@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import numbered_png
 from etils import epath
+from numbered import numbered_png
 
 from fastervit_jax.data import check_same_classes, open_source
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NUM_IMAGES
+from numbered import NUM_IMAGES
 from photographs import photographs
 from PIL import Image
 
