@@ -44,7 +44,7 @@ class RealLabels:
     Attributes:
         source: the images, and where `by_number` is None their labels.
         by_number: labels by the number in a validation file's name, counted from 0.
-        answer: for each label of the data set its place among the answers, -1 where it has none.
+        answer: for each of ImageNet-1K's classes its place among the answers, -1 where it has none.
     """
 
     source: Source

@@ -95,7 +95,10 @@ def open_task(
     )
     answers = None
     if benchmark and benchmark.several_answers:
-        answers = open_real_labels(source, real_labels, space.answer)
+        # ReaL labels are ImageNet-1K's numbers, whatever classes a folder has.
+        place = {name: number for number, name in enumerate(space.class_names)}
+        answer = tuple(place.get(name, -1) for name in imagenet_1k())
+        answers = open_real_labels(source, real_labels, answer)
     return Task(
         spec=spec,
         benchmark=name,

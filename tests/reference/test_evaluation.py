@@ -1,7 +1,9 @@
 """Whole evaluations against the official network under timm's own data set, loader and metrics."""
 
 import functools
+import importlib.resources
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from official import official_model, our_model, to_torch
-from timm.data import create_dataset, create_loader
+from timm.data import RealLabelsImagenet, create_dataset, create_loader
 from timm.utils import accuracy
 
 from fastervit_jax.conversion.weights import describe
-from fastervit_jax.data import EvalTransform
-from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, imagenet_1k
+from fastervit_jax.data import EvalTransform, Example
+from fastervit_jax.evaluation.evaluator import Evaluation, Predictions
+from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R, imagenet_1k
+from fastervit_jax.evaluation.real_labels import RealLabels, judged_by
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_task
 from fastervit_jax.evaluation.task import open_task
 from fastervit_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -201,3 +205,53 @@ def test_bfloat16(photographs, record_property):
 def test_the_real_number_0(tmp_path, crop, record_property):
     real = Photographs(tmp_path, NAME, {}, 300)
     compare(real.ours(f"folder:{real.folder}", crop), real.official(*crop), record_property)
+
+
+def test_identifiers_are_timms():
+    """Order of the logits, and the 200 classes of ImageNet-A and -R."""
+    data = importlib.resources.files("timm.data") / "_info"
+
+    def identifiers(name):
+        return tuple((data / name).read_text().split())
+
+    assert imagenet_1k() == identifiers("imagenet_synsets.txt")
+    assert identifiers("imagenet_a_synsets.txt") == IMAGENET_A
+    assert identifiers("imagenet_r_synsets.txt") == IMAGENET_R
+    for name, classes in (("imagenet_a", IMAGENET_A), ("imagenet_r", IMAGENET_R)):
+        places = [int(place) for place in identifiers(f"{name}_indices.txt")]
+        assert [imagenet_1k()[place] for place in places] == list(classes)
+
+
+def test_real_labels_are_judged_as_by_timm(tmp_path):
+    """Random answers for all of ImageNet's validation images, with the true ReaL labels."""
+    data = importlib.resources.files("timm.data") / "_info" / "imagenet_real_labels.json"
+    by_number = json.loads(data.read_text())
+    rng = np.random.default_rng(0)
+    names = [f"ILSVRC2012_val_{number + 1:08d}.JPEG" for number in range(len(by_number))]
+    scores = torch.from_numpy(rng.random((len(names), 1000), np.float32))
+    for row, right in enumerate(by_number):
+        if right and row % 2:
+            scores[row, right[-1]] = 1.5
+    theirs = RealLabelsImagenet(names)
+    theirs.add_result(scores)
+    top = scores.topk(5).indices.numpy()
+    source = [Example(b"", 0, name) for name in names]
+    ours = judged_by(
+        RealLabels(source, by_number, tuple(range(1000))),
+        Evaluation.of(
+            Predictions(
+                index=np.arange(len(names)),
+                label=top[:, 0],
+                top=top,
+                probability=np.ones(top.shape),
+                loss=np.zeros(len(names)),
+                hit=top == top[:, :1],
+                counted=np.ones(len(names), bool),
+            )
+        ),
+    )
+    assert (100 * ours.top1, 100 * ours.top5) == pytest.approx(
+        (theirs.get_accuracy(1), theirs.get_accuracy(5))
+    )
+    assert 0.4 < ours.top1 < ours.top5 < 0.6
+    assert len(names) - ours.predictions.counted.sum() == 3163
