@@ -75,7 +75,7 @@ def test_arrays_come_in_order_in_shared_memory_and_leave_nothing_behind(log):
             assert (element["step"] == expected).all()
             pids.add(element["pid"])
     assert expected == 11 and len(pids) == 2 and os.getpid() not in pids
-    assert left_in_memory(log) == [11]
+    wait_until(lambda: left_in_memory(log) == [11])
     del element
     wait_until(lambda: not children() and not left_in_memory(log))
 
