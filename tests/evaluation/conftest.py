@@ -34,7 +34,7 @@ class SmallTask:
         return f"folder:{self.folder}"
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def quick_compilation():
     """Compiles to slower code in half the time: little runs here."""
     jax.config.update("jax_disable_most_optimizations", True)
