@@ -68,8 +68,7 @@ def equalize(images: jax.Array, _: jax.Array) -> jax.Array:
     sixteen = jnp.arange(16, dtype=jnp.uint8)
     upper = ((levels >> 4)[..., None] == sixteen).astype(jnp.bfloat16)
     lower = ((levels & 15)[..., None] == sixteen).astype(jnp.bfloat16)
-    float32 = dict(preferred_element_type=jnp.float32)
-    counts = jnp.einsum("ncpi,ncpj->ncij", upper, lower, **float32)
+    counts = jnp.einsum("ncpi,ncpj->ncij", upper, lower, preferred_element_type=jnp.float32)
     counts = counts.reshape(n, channels, 256).astype(jnp.int32)
 
     below = jnp.cumsum(counts, axis=-1) - counts
@@ -80,7 +79,7 @@ def equalize(images: jax.Array, _: jax.Array) -> jax.Array:
     table = jnp.where(step > 0, table, jnp.arange(256))
 
     table = table.reshape(n, channels, 16, 16).astype(jnp.bfloat16)
-    by_upper = jnp.einsum("ncpj,ncij->ncpi", lower, table, **float32)
+    by_upper = jnp.einsum("ncpj,ncij->ncpi", lower, table, preferred_element_type=jnp.float32)
     equalized = jnp.sum(by_upper * upper, axis=-1).astype(jnp.uint8)
     return jnp.moveaxis(equalized, 1, 2).reshape(images.shape)
 
