@@ -90,18 +90,18 @@ def test_arrays_come_in_order_in_shared_memory_and_leave_nothing_behind(log):
 )
 def test_an_accident_in_a_worker_is_an_error_within_seconds(log, accident, error, says):
     steps = StepIterator(Steps(log, accident), 0, 10, 2)
-    seen = []
+    seen, element = [], None
     with pytest.raises(error, match=says):
         for element in steps:
             seen.append(int(element["step"][0]))
-            arrived = time.monotonic()
-    assert time.monotonic() - arrived < 8
+    # Seconds; a hang would be for ever, and machines that run tests may be busy.
+    assert time.time() - float(Path(f"{log}.accident").read_text()) < 30
     # A killed worker may take along what it had not yet handed over.
     assert seen == list(range(4))[: len(seen)] and (len(seen) == 4 or accident == "killed")
     assert next(steps, "end") == "end"
     del element
-    # What a killed worker was at is freed with the run, by Python's resource tracker.
-    lost = {4} if accident == "killed" else set()
+    # That is freed when the run ends, by Python's resource tracker.
+    lost = set(range(len(seen), 10)) if accident == "killed" else set()
     wait_until(lambda: not children() and set(left_in_memory(log)) <= lost)
 
 
