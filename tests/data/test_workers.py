@@ -83,7 +83,12 @@ def test_arrays_come_in_order_in_shared_memory_and_leave_nothing_behind(log):
 @pytest.mark.parametrize(
     ("accident", "error", "says"),
     [
-        ("killed", RuntimeError, "worker process of the loader died.*exit code -9.*fewer workers"),
+        pytest.param(
+            "killed",
+            RuntimeError,
+            "worker process of the loader died.*exit code -9.*fewer workers",
+            marks=pytest.mark.slow,  # failed now and then on a machine at five times its load
+        ),
         ("raises", ValueError, "step 4 went wrong"),
         ("unpicklable", RuntimeError, "UnpicklableError: one and two"),
     ],
