@@ -113,8 +113,9 @@ def open_task(
 
 def _title(spec: str) -> str:
     """What people call a data set: a folder by its name, another set by its specification."""
-    kind, _, rest = spec.partition(":")
-    return rest.rstrip("/").rpartition("/")[2] or spec if kind == "folder" else rest or spec
+    if not spec.startswith("folder:"):
+        return spec
+    return spec.rstrip("/").rpartition("/")[2].removeprefix("folder:")
 
 
 def _identifiers(names: Sequence[str], benchmark: Benchmark | None) -> Sequence[str]:

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fastervit_jax.conversion.weights import save_model
+from fastervit_jax.evaluation import progress
 from fastervit_jax.evaluation.report import report_html
 from fastervit_jax.evaluation.result import check_destination, predictions_csv
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_weights
@@ -236,3 +238,16 @@ def test_destinations_are_looked_at_first(tmp_path):
     with pytest.raises(ValueError, match="is a directory"):
         check_destination("--json", tmp_path)
     check_destination("--json", tmp_path / "x.json")
+
+
+def test_progress_in_a_log(monkeypatch, capsys):
+    """Plain lines with the time left, for all hosts together."""
+    clock = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    shown = progress.EvaluationProgress(1000, hosts=2)
+    for seconds in (4, 8, 4):
+        clock[0] += seconds
+        shown.images_done(128)
+    shown.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["512 of 1000 images, 43 a second, 11 s left"]
