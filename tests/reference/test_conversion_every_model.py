@@ -110,7 +110,7 @@ def test_there_and_back(case, tmp_path):
         f"{peak / size:.2f}× | {peak_back / 2**30:.2f} GiB | {seconds:.0f} s |"
     )
     assert max(inwards, outwards) < 2e-5
-    if size > 2**30:  # below, the libraries' own memory counts
+    if size > 3 * 2**30:  # in smaller networks libraries, maps and buffers weigh more than weights
         assert peak < 2.5 * size
 
     theirs, ours = (torch.load(path, mmap=True)["state_dict"] for path in (source, back))
