@@ -1,4 +1,4 @@
-"""Comparisons with the official package; without it the folder is skipped, and says so."""
+"""Comparisons with the official package; without it the folder is left out (tests/conftest.py says so)."""
 
 import importlib.util
 
@@ -16,10 +16,3 @@ else:
     _boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     for _name in ("nms", "qnms"):
         _torchvision.define(_name + _boxes)
-
-
-def pytest_report_header():
-    """Says at the top what is compared."""
-    if _missing:
-        return f"NOT COMPARED with the official FasterViT: {', '.join(_missing)} not installed"
-    return "compared with the official FasterViT"
