@@ -1,4 +1,4 @@
-"""Comparisons with the official package; without it the folder is left out (tests/conftest.py says so)."""
+"""Comparisons with the official package; left out without it (tests/conftest.py says so)."""
 
 import importlib.util
 
