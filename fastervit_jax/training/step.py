@@ -140,8 +140,8 @@ def make_train_step(
 
 
 def _moved(average: Arrays, new: Arrays, decay: float) -> Arrays:
-    """The moving average after one more step."""
-    return {name: decay * average[name] + (1 - decay) * new[name] for name in average}
+    """The moving average after one more step; what does not change stays the same to the bit."""
+    return {name: old + (1 - decay) * (new[name] - old) for name, old in average.items()}
 
 
 def _in_parts(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:

@@ -1,6 +1,7 @@
 """Whole runs of train.py and eval.py on the digits, as a user has them."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastervit_jax.data.digits import write_digits
+from fastervit_jax.models.functional import arrays_of
 from fastervit_jax.training.reporting import read_metrics
 from fastervit_jax.training.workdir import load_trained
 from tests.training.small_run import FLAGS, ROOT, as_flags
@@ -85,11 +88,39 @@ def test_going_on_is_the_uninterrupted_run(run):
 
 
 def _assert_equal_weights(first, second):
-    from fastervit_jax.models.functional import arrays_of
-
     for a, b in zip(arrays_of(first), arrays_of(second), strict=True):
         for name in a:
             assert np.array_equal(a[name], b[name]), name
+
+
+@pytest.mark.slow
+def test_fine_tuning_to_some_classes_with_frozen_stages(run):
+    """The example of docs/training.md, small: the head is new, frozen stages stay to the bit."""
+    root, _ = run
+    write_digits(root / "five")
+    for split in ("train", "validation"):
+        for digit in range(5):
+            shutil.rmtree(root / "five" / split / str(digit))
+    frozen = ("stem", "stages.0", "stages.1", "downsamples.0", "downsamples.1")
+    output = _train(
+        root / "tuned",
+        root / "data",
+        data__train=f"folder:{root}/five/train",
+        data__validation=f"folder:{root}/five/validation",
+        model__num_classes=5,
+        finetune__weights=str(root / "first"),
+        finetune__frozen=frozen,
+    )
+    assert "New, with initial values (2): head.bias, head.kernel." in output
+    before = load_trained(root / "first")
+    after = [load_trained(root / "tuned", average=average) for average in (False, True)]
+    assert after[0].class_names == ("5", "6", "7", "8", "9")
+    for tuned in after:
+        for a, b in zip(arrays_of(before.model), arrays_of(tuned.model), strict=True):
+            for name in a:
+                if not name.startswith("head."):
+                    same = np.array_equal(a[name], b[name])
+                    assert same == name.startswith(frozen), name
 
 
 @pytest.mark.slow
