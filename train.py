@@ -1,4 +1,8 @@
-"""Trains a FasterViT: train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE …]."""
+"""Trains a FasterViT: train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE …].
+
+With --compile_for=TOPOLOGY, such as v5e:16x16, it trains nothing: it says whether the run would fit
+a TPU pod that need not be there, and how fast it would be.
+"""
 
 from absl import flags
 from ml_collections import config_flags
@@ -11,11 +15,21 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory, local or remote, for checkpoints, metrics and pictures."
 )
-flags.mark_flags_as_required(["config", "workdir"])
+_COMPILE_FOR = flags.DEFINE_string(
+    "compile_for", None, "Compile for this TPU topology, such as v5e:16x16, instead of training."
+)
+flags.mark_flags_as_required(["config"])
 
 
 def main(_) -> None:
-    """Trains."""
+    """Trains, or compiles for a pod."""
+    if _COMPILE_FOR.value:
+        from fastervit_jax.training.compile_for import compile_for, describe
+
+        print(describe(compile_for(_CONFIG.value, _COMPILE_FOR.value)))
+        return
+    if not _WORKDIR.value:
+        raise ValueError("Give --workdir, where the run is written, or --compile_for.")
     from fastervit_jax.training.loop import train
 
     evaluation = train(_CONFIG.value, _WORKDIR.value)

@@ -73,13 +73,27 @@ class RelativePositionBias(nnx.Module):
         The second axis is the query's, the third the key's.
         """
         table = 16 * jax.nn.sigmoid(self.network(self.coordinates(side)))
-        bias = table[_table_rows(side)]
+        table = table.T.reshape(-1, 2 * side - 1, 2 * side - 1)
+        # [heads, query's row, key's row, query's column, key's column]
+        bias = _of_pairs(_of_pairs(table, axis=1), axis=3)
+        bias = bias.swapaxes(2, 3).reshape(-1, side**2, side**2)
         in_front = tokens - side**2
-        return jnp.pad(bias.transpose(2, 0, 1), ((0, 0), (in_front, 0), (in_front, 0)))
+        return jnp.pad(bias, ((0, 0), (in_front, 0), (in_front, 0)))
 
 
-def _table_rows(side: int) -> np.ndarray:
-    """For each (query, key) in a square of tokens, its row in the table of relative coordinates."""
-    position = _coordinates(0, side - 1).astype(np.int64)
-    relative = position[:, None] - position[None, :] + side - 1
-    return relative[..., 0] * (2 * side - 1) + relative[..., 1]
+def _of_pairs(table: jax.Array, axis: int) -> jax.Array:
+    """Spreads an axis of values by relative position, query − key, over all pairs of positions.
+
+    An axis of the 2·side − 1 values from −(side − 1) on becomes two: the side positions of the
+    query and the side positions of the key. Only copies and slices: accelerators have no fast
+    gather, and its gradient is a scatter.
+    """
+    side = (table.shape[axis] + 1) // 2
+    period = 2 * side
+    values = jnp.moveaxis(jnp.flip(table, axis), axis, -1)
+    values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
+    # Rows that are one shorter than the period: each begins one further to the left in it.
+    lead = values.shape[:-1]
+    rows = jnp.broadcast_to(values[..., None, :], (*lead, side, period)).reshape(*lead, -1)
+    rows = rows[..., : side * (period - 1)].reshape(*lead, side, period - 1)
+    return jnp.moveaxis(rows[..., side - 1 :], (-2, -1), (axis, axis + 1))

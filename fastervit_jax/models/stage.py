@@ -13,17 +13,27 @@ from fastervit_jax.models.windows import map_to_windows, pad_to_windows, windows
 
 
 class ConvStage(nnx.Module):
-    """Convolution blocks, one after the other: [N, H, W, C] → same."""
+    """Convolution blocks, one after the other: [N, H, W, C] → same.
+
+    Attributes:
+        remat: in training, keep what enters each block and compute the rest again for the gradient:
+            less memory, more work, the same result. `stage.set_attributes(remat=True)` sets it.
+    """
 
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
+        self.remat = False
         self.blocks = nnx.List(
             ConvBlock(config, stage, block, dtype=dtype, rngs=rngs)
             for block in range(config.depths[stage])
         )
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        def run(block, x, rngs):
+            return block(x, rngs)
+
+        run = nnx.remat(run) if self.remat else run
         for block in self.blocks:
-            x = block(x, rngs)
+            x = run(block, x, rngs)
         return x
 
 
@@ -32,9 +42,13 @@ class AttentionStage(nnx.Module):
 
     In an any-resolution network the map is padded with zeros up to whole windows before the carrier
     tokens are made, unmasked, and cropped at the end.
+
+    Attributes:
+        remat: as of `ConvStage`.
     """
 
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
+        self.remat = False
         self.number = stage + 1
         self.window_size = config.window_size[stage]
         self.any_res = config.any_res
@@ -61,8 +75,13 @@ class AttentionStage(nnx.Module):
 
         carriers = self.carrier_tokenizer(x) if self.geometry.hierarchical else None
         windows = map_to_windows(x, self.window_size)
+
+        def run(block, windows, carriers, rngs):
+            return block(windows, carriers, grid, rngs)
+
+        run = nnx.remat(run) if self.remat else run
         for block in self.blocks:
-            windows, carriers = block(windows, carriers, grid, rngs)
+            windows, carriers = run(block, windows, carriers, rngs)
         return windows_to_map(windows, self.window_size, grid)[:, :height, :width]
 
     def rebuild_for(self, config: FasterViTConfig):

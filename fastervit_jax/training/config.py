@@ -108,6 +108,8 @@ def default_config() -> ml_collections.ConfigDict:
     # recipe. Mixing stays within a device: where one holds fewer, it mixes those it holds.
     config.group_size = 128
     config.accumulate = 1  # parts of a batch that go through the network one after the other
+    # Stages, 1 to 4, whose blocks are computed again for the gradient, to save memory: (1, 2).
+    config.remat = ()
     config.max_skipped_in_a_row = 10  # steps with non-finite gradients, after which a run stops
 
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
@@ -224,6 +226,12 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
         "optimizer.warmup_epochs",
         lambda value: 0 <= value <= config.epochs,
         f"0 to config.epochs={config.epochs}",
+    )
+    _check(
+        config,
+        "remat",
+        lambda value: len(set(value)) == len(value) and set(value) <= {1, 2, 3, 4},
+        "different stages, 1 to 4, such as (1, 2)",
     )
     _check_groups(config, batch_shards)
     for key in ("batch_size", "evaluation.batch_size"):

@@ -12,16 +12,11 @@ from fastervit_jax.data import prefetch_to_device, steps_per_epoch
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.pictures import draw_predictions
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.functional import PureModel, arrays_of
+from fastervit_jax.models.functional import PureModel
 from fastervit_jax.training import recipe
 from fastervit_jax.training.checkpoints import Checkpoints
-from fastervit_jax.training.config import (
-    batch_norm_group,
-    check_config,
-    mixing_group,
-    model_config,
-)
-from fastervit_jax.training.finetuning import check_frozen, load_initial_model
+from fastervit_jax.training.config import check_config, mixing_group, model_config
+from fastervit_jax.training.finetuning import load_initial_model
 from fastervit_jax.training.mesh import batch_shards, make_mesh, place_batch
 from fastervit_jax.training.profile import Profile
 from fastervit_jax.training.progress import Progress
@@ -58,10 +53,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     last_step = min(total_steps, (config.stop_after_epochs * epoch_steps) or total_steps)
     schedule = recipe.learning_rate(config, epoch_steps)
     optimizer = recipe.optimizer(config, schedule)
-    network, dtype = model_config(config), jnp.dtype(config.model.dtype)
-    skeleton = nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0)))
-    skeleton.set_attributes(group_size=batch_norm_group(config))
-    check_frozen(list(arrays_of(skeleton)[0]), config.finetune.frozen)
+    dtype, skeleton = jnp.dtype(config.model.dtype), recipe.skeleton(config)
     model = PureModel(skeleton, frozen=config.finetune.frozen)
 
     workdir = epath.Path(workdir)

@@ -18,9 +18,16 @@ from fastervit_jax.data import (
     train_batches,
 )
 from fastervit_jax.data.rand_augment import RandAugment, parse_rand_augment
-from fastervit_jax.training.config import model_config
+from fastervit_jax.models import FasterViT
+from fastervit_jax.models.fastervit import abstract_model
+from fastervit_jax.models.functional import arrays_of
+from fastervit_jax.training.config import batch_norm_group, model_config
 from fastervit_jax.training.device_augmentation import AugmentationSettings
-from fastervit_jax.training.finetuning import is_frozen, learning_rate_multiplier
+from fastervit_jax.training.finetuning import (
+    check_frozen,
+    is_frozen,
+    learning_rate_multiplier,
+)
 from fastervit_jax.training.optimizers import by_path, make_optimizer
 from fastervit_jax.training.schedules import warmup_cosine_schedule
 from fastervit_jax.training.step import StepSettings
@@ -67,6 +74,20 @@ def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
 
 def _rand_augment(config: ml_collections.ConfigDict) -> RandAugment | None:
     return parse_rand_augment(config.rand_augment) if config.rand_augment else None
+
+
+def skeleton(config: ml_collections.ConfigDict) -> FasterViT:
+    """The network of a run, set up for training, with shapes in place of weights.
+
+    Raises:
+        ValueError: `config.finetune.frozen` names no module.
+    """
+    model = abstract_model(model_config(config), dtype=jnp.dtype(config.model.dtype))
+    model.set_attributes(group_size=batch_norm_group(config))
+    for stage in config.remat:
+        model.stages[stage - 1].set_attributes(remat=True)
+    check_frozen(list(arrays_of(model)[0]), config.finetune.frozen)
+    return model
 
 
 def train_loader(

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from fastervit_jax.models import FasterViT, abstract_model, list_models, variant_config
+from fastervit_jax.models.counting import multiply_adds
 
 MEASURED = {
     "faster_vit_0_224": 31_404_840,
@@ -44,6 +45,12 @@ def test_parameter_counts(name):
     leaves = jax.tree.leaves(parameters)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
     assert sum(leaf.size for leaf in leaves) == MEASURED[name]
+
+
+@pytest.mark.parametrize("name", MEASURED_GMACS)
+def test_multiply_adds_by_hand(name):
+    count = multiply_adds(variant_config(name))
+    assert round((count.per_image + count.per_pass) / 1e9, 2) == MEASURED_GMACS[name]
 
 
 def test_every_model_has_an_any_res_sibling():

@@ -1,0 +1,504 @@
+"""Reads compiled XLA programs: what runs, how often, and what the compiler expects of it.
+
+XLA prints an optimised program as text (`compiled.as_text()`). Its TPU compiler notes with most
+instructions how many cycles it expects them to take. This module adds them up without making a
+program cheaper than it is: bodies of loops count as often as they run, of a conditional the dearer
+branch counts, and what has no estimate is named.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2}
+_BYTES |= {"f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
+
+# Instructions that name or annotate values, and take no time.
+_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "domain"}
+_FREE |= {"opt-barrier", "partition-id", "replica-id", "iota"}
+# Custom calls of the TPU compiler itself that do the same.
+_FREE_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
+_FREE_CALLS |= {"GatherScatterIndicesBitpacked"}
+# The numbers a vector register of a TPU holds: instructions on fewer are left out, and counted.
+_REGISTER = 8 * 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array type: element type and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes without padding."""
+        return math.ceil(self.size * _BYTES.get(self.dtype, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        name: unique in its program.
+        opcode: such as `fusion`.
+        results: the arrays it returns, one or a tuple's.
+        operands: names of what it takes.
+        argument: the text between its parentheses.
+        attributes: the text behind them.
+    """
+
+    name: str
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    argument: str
+    attributes: str
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from, such as `jit(f)/while/body/dot_general`."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
+    @property
+    def cycles(self) -> int | None:
+        """The compiler's estimate of its time, in cycles of the chip; None where it has none."""
+        found = re.search(r'"estimated_cycles":"?(\d+)', self.attributes)
+        return int(found.group(1)) if found else None
+
+    def called(self, attribute: str) -> str | None:
+        """The computation named by an attribute such as `body`."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return found.group(1) if found else None
+
+    @property
+    def branches(self) -> list[str]:
+        """The computations of a conditional."""
+        found = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
+        if found:
+            return re.findall(r"[\w.\-]+", found.group(1))
+        return [self.called("true_computation"), self.called("false_computation")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program: its computations by name, each a list of instructions in order, and its entry."""
+
+    computations: dict[str, tuple[Instruction, ...]]
+    entry: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """An instruction and how often a run of the program executes it.
+
+    Attributes:
+        instruction: the instruction.
+        times: how often.
+        computation: where it stands.
+        fused: whether it is part of a fusion, whose time is noted with the fusion.
+    """
+
+    instruction: Instruction
+    times: int
+    computation: str
+    fused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one run of a program costs one device.
+
+    Attributes:
+        cycles: sum of the compiler's estimates, in cycles of the chip.
+        multiply_adds: of matrix products and convolutions; those with padding are not counted.
+        collectives: (kind, devices that take part) → (how many, bytes): the larger of what goes in
+            and what comes out on one device.
+        moved_bytes: read and written by instructions that only move data and have no estimate.
+        prefetched_bytes: copied between memories beside the computation.
+        small: instructions on at most 1024 numbers that have no estimate; left out of `cycles`.
+        unknown: what has no estimate and is neither of these: with any, `cycles` is less than the
+            whole.
+    """
+
+    cycles: int
+    multiply_adds: int
+    collectives: dict[tuple[str, int], tuple[int, int]]
+    moved_bytes: int
+    prefetched_bytes: int
+    small: int
+    unknown: tuple[str, ...]
+
+
+def parse(text: str) -> Program:
+    """Reads a program as `compiled.as_text()` prints it.
+
+    Raises:
+        ValueError: the text has no entry computation.
+    """
+    computations: dict[str, tuple[Instruction, ...]] = {}
+    entry: str | None = None
+    name: str | None = None
+    body: list[Instruction] = []
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$", line)
+        if header:
+            name, body = header.group(2), []
+            entry = name if header.group(1) else entry
+        elif line.startswith("}") and name:
+            computations[name], name = tuple(body), None
+        elif name:
+            found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$", line)
+            if found:
+                body.append(_instruction(*found.groups()))
+    if entry is None:
+        raise ValueError("This is no HLO program: it has no ENTRY computation.")
+    return Program(computations, entry)
+
+
+def _instruction(name: str, types: str, opcode: str, rest: str) -> Instruction:
+    depth, end = 1, 0
+    while depth:
+        depth += (rest[end] == "(") - (rest[end] == ")")
+        end += 1
+    argument, attributes = rest[: end - 1], rest[end:]
+    operands: tuple[str, ...] = ()
+    if opcode not in ("constant", "parameter"):
+        # The last word of each: types may stand before names, and names may lack their sign.
+        pattern = r"%([\w.\-]+)" if "%" in argument else r"([\w.\-]+)(?=,|$)"
+        operands = tuple(re.findall(pattern, argument))
+    return Instruction(name, opcode, _arrays(types), operands, argument, attributes)
+
+
+def _arrays(types: str) -> tuple[Array, ...]:
+    return tuple(
+        Array(dtype, tuple(int(size) for size in shape.split(",") if size))
+        for dtype, shape in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", types)
+    )
+
+
+def executed(program: Program) -> tuple[list[Executed], list[str]]:
+    """All that a run executes, and the loops whose number of rounds is not known.
+
+    Rejection sampling (the Gamma draws of jax.random) runs until all draws are accepted, each with
+    a probability of at least 0.95 (Marsaglia and Tsang, 2000): 8 rounds are counted, of which fewer
+    are enough in all but 1 of 10¹⁰ cases.
+    """
+    unknown: list[str] = []
+    return list(_walk(program, program.entry, 1, False, unknown)), unknown
+
+
+_REJECTION_ROUNDS = 8
+
+
+def _walk(program, name: str, times: int, fused: bool, unknown: list[str]) -> Iterator[Executed]:
+    for instruction in program.computations[name]:
+        yield Executed(instruction, times, name, fused)
+        if instruction.opcode == "while":
+            rounds = trip_count(program, name, instruction)
+            if rounds is None and "jit(_gamma)" in instruction.op_name:
+                rounds = _REJECTION_ROUNDS
+            if rounds is None:
+                unknown.append(f"a loop of unknown length, {instruction.op_name}")
+            for part in ("condition", "body"):
+                inner = instruction.called(part)
+                yield from _walk(program, inner, times * (rounds or 1), fused, unknown)
+        elif instruction.opcode == "conditional":
+            yield from _dearest(program, instruction, times, fused, unknown)
+        elif instruction.opcode in ("fusion", "call", "async-start"):
+            # CPU programs call the parts of parallel loops by `to_apply`.
+            inner = instruction.called("calls") or instruction.called("to_apply")
+            in_fusion = fused or instruction.opcode == "fusion"
+            yield from _walk(program, inner, times, in_fusion, unknown)
+
+
+def _dearest(program, conditional, times, fused, unknown) -> list[Executed]:
+    branches = []
+    for branch in conditional.branches:
+        reasons: list[str] = []
+        steps = list(_walk(program, branch, times, fused, reasons))
+        total = _total(program, steps, reasons)
+        branches.append(((total.cycles, total.multiply_adds), steps, reasons))
+    _, steps, reasons = max(branches, key=lambda branch: branch[0])
+    unknown += reasons
+    return steps
+
+
+def cost(program: Program) -> Cost:
+    """What one run of a program costs one device."""
+    steps, unknown = executed(program)
+    return _total(program, steps, unknown)
+
+
+def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
+    arrays = _arrays_by_name(program)
+    cycles = moved = prefetched = small = products = 0
+    collectives: Counter[tuple[str, int]] = Counter()
+    collective_bytes: Counter[tuple[str, int]] = Counter()
+    missing: Counter[str] = Counter()
+    for step in steps:
+        instruction, times = step.instruction, step.times
+        products += times * multiply_adds(instruction, arrays)
+        kind = _collective(instruction)
+        if kind:
+            key = kind, _group_size(instruction)
+            collectives[key] += times
+            collective_bytes[key] += times * _collective_bytes(instruction, arrays)
+        if step.fused or kind:
+            continue
+        if instruction.cycles is not None:
+            cycles += times * instruction.cycles
+            continue
+        size = max((array.size for array in instruction.results), default=0)
+        total_bytes = sum(array.bytes for array in instruction.results)
+        what = _without_estimate(instruction)
+        if what == "prefetch":
+            prefetched += times * instruction.results[0].bytes
+        elif what == "free":
+            continue
+        elif size <= _REGISTER and what != "custom call":
+            small += times
+        elif what == "moves":
+            moved += times * 2 * total_bytes
+        else:
+            missing[f"{what} {_called_kind(instruction)}"] += times
+    return Cost(
+        cycles=cycles,
+        multiply_adds=products,
+        collectives={key: (collectives[key], collective_bytes[key]) for key in collectives},
+        moved_bytes=moved,
+        prefetched_bytes=prefetched,
+        small=small,
+        unknown=(*unknown, *(f"{count} × {name}" for name, count in missing.items())),
+    )
+
+
+def _without_estimate(instruction: Instruction) -> str:
+    """What an instruction without an estimate is."""
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode in ("while", "conditional", "call") or opcode.endswith("-done"):
+        return "free"
+    if opcode == "custom-call":
+        return "free" if _target(instruction) in _FREE_CALLS else "custom call"
+    if opcode in ("copy-start", "slice-start"):
+        return "prefetch"
+    if opcode in ("copy", "reshape", "transpose", "slice", "concatenate", "broadcast"):
+        return "moves"
+    return "free" if opcode == "async-start" else opcode
+
+
+def _target(instruction: Instruction) -> str:
+    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+    return found.group(1) if found else ""
+
+
+def _called_kind(instruction: Instruction) -> str:
+    return _target(instruction) or re.sub(r"[.\d]+$", "", instruction.name)
+
+
+def _arrays_by_name(program: Program) -> dict[str, tuple[Array, ...]]:
+    return {i.name: i.results for body in program.computations.values() for i in body}
+
+
+def trip_count(program: Program, computation: str, loop: Instruction) -> int | None:
+    """How often a loop's body runs: as the compiler notes it, or by the loop's counter.
+
+    A loop that counts from a constant by a constant up to a constant has a known number of rounds.
+
+    Args:
+        program: the program.
+        computation: where the loop stands.
+        loop: the `while` instruction.
+
+    Returns:
+        The number, or None where it depends on what the body computes.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+        return int(known.group(1))
+    condition = program.computations[loop.called("condition")]
+    body = program.computations[loop.called("body")]
+    scope = _Loop(program, computation, loop)
+    test = condition[-1]
+    if test.opcode != "compare" or "direction=LT" not in test.attributes:
+        return None
+    counter, limit = test.operands
+    index = scope.element(condition, counter)
+    stop = scope.constant(condition, limit)
+    if index is None or stop is None or body[-1].opcode != "tuple":
+        return None
+    update = _named(body, body[-1].operands[index])
+    if update.opcode != "add":
+        return None
+    sides = [scope.element(body, operand) for operand in update.operands]
+    if index not in sides:
+        return None
+    step = scope.constant(body, update.operands[1 - sides.index(index)])
+    start = scope.initial(index)
+    if not step or step < 0 or start is None:
+        return None
+    return max(0, -(-(stop - start) // step))
+
+
+class _Loop:
+    """Finds constants in a loop, also those that it carries along unchanged."""
+
+    def __init__(self, program: Program, computation: str, loop: Instruction):
+        self._outside = program.computations[computation]
+        self._body = program.computations[loop.called("body")]
+        self._start = _named(self._outside, loop.operands[0])
+
+    def element(self, computation, name: str) -> int | None:
+        """Which element of the loop's state a value is, in the condition or the body."""
+        source = self._source(computation, name)
+        if source.opcode != "get-tuple-element":
+            return None
+        return int(re.search(r"index=(\d+)", source.attributes).group(1))
+
+    def constant(self, computation, name: str) -> int | None:
+        """The value of a constant in the condition or the body."""
+        source = self._source(computation, name)
+        if source.opcode == "constant":
+            return _integer(source.argument)
+        index = self.element(computation, name)
+        if index is None or self.element(self._body, self._body[-1].operands[index]) != index:
+            return None
+        return self.initial(index)
+
+    def initial(self, index: int) -> int | None:
+        """The value of an element of the state before the loop, where it is a constant."""
+        if self._start.opcode != "tuple":
+            return None
+        source = self._source(self._outside, self._start.operands[index])
+        return _integer(source.argument) if source.opcode == "constant" else None
+
+    def _source(self, computation, name: str) -> Instruction:
+        instruction = _named(computation, name)
+        while instruction.opcode in ("copy", "bitcast", "reshape"):
+            instruction = _named(computation, instruction.operands[0])
+        return instruction
+
+
+def _named(computation, name: str) -> Instruction:
+    return next(instruction for instruction in computation if instruction.name == name)
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else None
+
+
+def multiply_adds(instruction: Instruction, arrays: dict[str, tuple[Array, ...]]) -> int:
+    """Multiply-adds of a matrix product or a convolution; 0 for anything else.
+
+    Positions that a convolution pads, or that lie between the values of a strided gradient, are
+    not counted, as in XLA's own count.
+
+    Args:
+        instruction: the instruction.
+        arrays: the results of all instructions by name.
+    """
+    if instruction.opcode == "dot":
+        left = arrays[instruction.operands[0]][0].shape
+        contracted = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        return instruction.results[0].size * math.prod(left[axis] for axis in contracted)
+    if instruction.opcode != "convolution":
+        return 0
+    left = arrays[instruction.operands[0]][0].shape
+    output = instruction.results[0].shape
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
+    window = _window(instruction.attributes)
+    groups = [
+        _number(rf"{kind}_group_count=(\d+)", instruction.attributes, 1)
+        for kind in ("feature", "batch")
+    ]
+    total = left[labels[0].index("f")] // groups[0] * output[labels[2].index("f")]
+    total *= left[labels[0].index("b")] // groups[1]
+    for number in range(len(window["size"])):
+        total *= _products_along(
+            output[labels[2].index(str(number))],
+            left[labels[0].index(str(number))],
+            *(window[key][number] for key in ("size", "stride", "pad", "lhs_dilate", "rhs_dilate")),
+        )
+    return total
+
+
+def _window(attributes: str) -> dict[str, list]:
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(field.split("=") for field in found.group(1).split()) if found else {}
+    size = [int(number) for number in fields["size"].split("x")] if fields else []
+    window: dict[str, list] = {"size": size}
+    for key, default in (("stride", 1), ("lhs_dilate", 1), ("rhs_dilate", 1)):
+        values = fields[key].split("x") if key in fields else [default] * len(size)
+        window[key] = [int(value) for value in values]
+    pads = fields["pad"].split("x") if "pad" in fields else ["0_0"] * len(size)
+    window["pad"] = [int(pad.split("_")[0]) for pad in pads]
+    return window
+
+
+@functools.cache
+def _products_along(out, size, window, stride, pad, lhs_dilate, rhs_dilate) -> int:
+    """Pairs of an output and a window position that meet a value of the input."""
+    position = np.arange(out)[:, None] * stride - pad + np.arange(window) * rhs_dilate
+    inside = (position >= 0) & (position <= (size - 1) * lhs_dilate)
+    return int((inside & (position % lhs_dilate == 0)).sum())
+
+
+def _collective(instruction: Instruction) -> str | None:
+    kind = instruction.opcode.removesuffix("-start")
+    return kind if kind in COLLECTIVES else None
+
+
+def _collective_bytes(instruction: Instruction, arrays) -> int:
+    taken = sum(array.bytes for name in instruction.operands for array in arrays[name])
+    given = sum(array.bytes for array in instruction.results)
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        given -= taken  # a tuple of what goes in and what comes out
+    return max(taken, given)
+
+
+def _group_size(instruction: Instruction) -> int:
+    """How many devices take part together; 0 where the program does not say."""
+    text = instruction.attributes
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
+    if listed:
+        return len(listed.group(1).split(","))
+    tiled = re.search(r"replica_groups=\[\d+,(\d+)\]", text)
+    if tiled:
+        return int(tiled.group(1))
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    if mesh:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh.group(2)))
+    return 2 if "source_target_pairs" in text else 0
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    found = re.search(pattern, text)
+    return [int(number) for number in found.group(1).split(",") if number] if found else []
+
+
+def _number(pattern: str, text: str, default: int) -> int:
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else default

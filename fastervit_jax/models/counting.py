@@ -1,0 +1,101 @@
+"""Multiply-adds of a network, counted by hand from its architecture.
+
+Only convolutions and matrix products count, with the values that a convolution pads, as papers
+count them. Nothing is traced: this is the figure that a compiler's own count is held against.
+"""
+
+import dataclasses
+
+from fastervit_jax.models.config import ATTENTION_STAGES, FasterViTConfig
+
+_POSITION_HIDDEN = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiplyAdds:
+    """Multiply-adds of a forward pass.
+
+    Attributes:
+        stem: of its first and second convolution, an image.
+        stages: of each stage's blocks and carrier tokenizer, an image.
+        downsamples: of the three of them, an image.
+        head: an image.
+        positions: of the networks of positions in each stage, once a pass whatever the batch.
+    """
+
+    stem: tuple[int, int]
+    stages: tuple[int, ...]
+    downsamples: tuple[int, ...]
+    head: int
+    positions: tuple[int, ...]
+
+    @property
+    def per_image(self) -> int:
+        """An image, without positions."""
+        return sum(self.stem) + sum(self.stages) + sum(self.downsamples) + self.head
+
+    @property
+    def per_pass(self) -> int:
+        """Once a pass."""
+        return sum(self.positions)
+
+
+def multiply_adds(config: FasterViTConfig) -> MultiplyAdds:
+    """Counts a network, for images of its resolution."""
+    height, width = config.resolution
+    halves = -(-height // 2) * -(-width // 2)
+    areas = [rows * columns for rows, columns in map(config.map_size, range(4))]
+    widths = config.widths
+    stages, positions = [], []
+    for stage in range(4):
+        blocks = config.depths[stage]
+        if stage not in ATTENTION_STAGES:
+            stages.append(blocks * 2 * areas[stage] * 9 * widths[stage] ** 2)
+            positions.append(0)
+        else:
+            per_image, per_pass = _attention_stage(config, stage)
+            stages.append(per_image)
+            positions.append(per_pass)
+    return MultiplyAdds(
+        stem=(
+            halves * 9 * config.in_chans * config.in_dim,
+            areas[0] * 9 * config.in_dim * config.dim,
+        ),
+        stages=tuple(stages),
+        downsamples=tuple(areas[i + 1] * 9 * widths[i] * widths[i + 1] for i in range(3)),
+        head=widths[-1] * config.num_classes,
+        positions=tuple(positions),
+    )
+
+
+def _attention_stage(config: FasterViTConfig, stage: int) -> tuple[int, int]:
+    """(an image, a pass) of a stage's blocks and its carrier tokenizer."""
+    if not config.depths[stage]:
+        return 0, 0
+    width, heads, window = config.widths[stage], config.num_heads[stage], config.window_size[stage]
+    geometry = config.geometry(stage)
+    windows = geometry.window_grid[0] * geometry.window_grid[1]
+    carriers = config.ct_size**2 if geometry.hierarchical else 0
+    tokens = window**2 + carriers
+    per_image = windows * _transformer_layer(config, width, tokens)
+    per_pass = _position_network(window**2, width)
+    per_pass += _position_network((2 * window - 1) ** 2, heads)
+    tokenizer = 0
+    if geometry.hierarchical:
+        per_image += _transformer_layer(config, width, windows * carriers)
+        side = int((windows * carriers) ** 0.5)
+        per_pass += _position_network((2 * side - 1) ** 2, heads)
+        if geometry.square:
+            per_pass += _position_network(side**2, width)
+        tokenizer = windows * window**2 * 9 * width  # depthwise
+    blocks = config.depths[stage]
+    return blocks * per_image + tokenizer, blocks * per_pass
+
+
+def _transformer_layer(config: FasterViTConfig, width: int, tokens: int) -> int:
+    linear = tokens * width * (4 * width + 2 * int(width * config.mlp_ratio))
+    return linear + 2 * tokens**2 * width
+
+
+def _position_network(coordinates: int, features: int) -> int:
+    return coordinates * _POSITION_HIDDEN * (2 + features)
