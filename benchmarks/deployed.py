@@ -15,28 +15,10 @@ import time
 
 import jax
 import jax.numpy as jnp
+import multiply_adds
 from flax import nnx
 
 from fastervit_jax.models import FasterViT, abstract_model, list_models, variant_config
-
-
-def multiply_adds(jaxpr) -> int:
-    """Multiply-adds of all matrix products and convolutions in a program."""
-    total = 0
-    for equation in jaxpr.eqns:
-        shapes = [variable.aval.shape for variable in equation.invars]
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(shapes[0][axis] for axis in contracted)
-            total += math.prod(equation.outvars[0].aval.shape) * depth
-        elif equation.primitive.name == "conv_general_dilated":
-            # Kernels are HWIO, I being the channels of a group.
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[1][:3])
-        for parameter in equation.params.values():
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                total += multiply_adds(inner)
-    return total
 
 
 def program(model: FasterViT):
@@ -49,7 +31,7 @@ def program(model: FasterViT):
 def count(model: FasterViT) -> tuple[float, float, float]:
     """Multiply-adds, half of XLA's operations, and numbers stored; all in units of 10⁹ and 10⁶."""
     function, state, image = program(model)
-    macs = multiply_adds(jax.make_jaxpr(function)(state, image).jaxpr)
+    macs = multiply_adds.traced(jax.make_jaxpr(function)(state, image).jaxpr)
     estimate = jax.jit(function).lower(state, image).cost_analysis()["flops"] / 2
     stored = sum(array.size for array in jax.tree.leaves(state))
     return macs / 1e9, estimate / 1e9, stored / 1e6
