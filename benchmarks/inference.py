@@ -9,6 +9,8 @@ too, ours float32. `ratio_plain` is ours over their compiled network, `ratio_dep
 the deployed ones, `ratio_best` our faster one over their fastest.
 """
 
+import functools
+
 import harness
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ OURS = ("ours", "ours_deployed")
 
 
 def candidates(name: str, batches: list[int], arguments, device: str):
-    """For each batch, runs by name of candidate, and the logits of both plain networks."""
+    """For each batch, runs by name of candidate, and a function for how far logits are apart."""
     torch_type = getattr(torch, arguments.dtype)
     theirs = networks.official(name, device).to(torch_type)
     model = networks.ours(name, theirs, dtype=arguments.dtype)
@@ -42,13 +44,13 @@ def candidates(name: str, batches: list[int], arguments, device: str):
         }
         for key, (function, arrays) in functions.items():
             runs[key] = harness.repeat(function, arrays, inputs)
-        yield (
-            batch,
-            runs,
-            lambda: networks.difference(
-                functions["ours"][0](functions["ours"][1], inputs), theirs(tensor[:batch])
-            ),
-        )
+        plain = functools.partial(agreement, *functions["ours"], inputs, theirs, tensor[:batch])
+        yield batch, runs, plain
+
+
+def agreement(function, arrays, inputs, module, tensor) -> float:
+    """How far the logits of the two plain networks are apart."""
+    return networks.difference(function(arrays, inputs), module(tensor))
 
 
 def ratios(rates: dict[str, float]) -> dict[str, float]:

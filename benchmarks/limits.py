@@ -1,0 +1,216 @@
+"""How far each part of the network is from its floor: where the time goes, block by block.
+
+    python benchmarks/limits.py --models 0 --batch 8
+
+The device's matrix rate and copy bandwidth are measured in the same run, taking turns with the
+parts. A part's floor is the larger of two times: its multiply-adds at that rate, and its bytes
+(arrays, input and output, each once) at that bandwidth. `ratio_floor` is floor over time: the share
+of the limit that is reached. The network is the deployed one; every part is compiled by itself, so
+parts need not sum to the whole: what the compiler joins across them shows as the difference.
+
+Multiply-adds are counted by hand, in the traced program, and (half of all floating-point operations
+of XLA's cost analysis, elementwise work included) in the compiled one.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import harness
+import jax
+import jax.numpy as jnp
+import multiply_adds
+import networks
+from flax import nnx
+
+from fastervit_jax.models import FasterViT
+from fastervit_jax.models.windows import map_to_windows, windows_to_map
+
+COLUMNS = ("part", "number", "ms", "share", "gmacs", "hand", "compiled", "mb", "floor_ms")
+
+
+class Piece(NamedTuple):
+    """A part of the network that runs by itself.
+
+    Attributes:
+        name: with dots for parts of parts.
+        number: how many equal ones the network has.
+        function: from (arrays, *inputs) to an output.
+        arrays: the part's weights.
+        inputs: what enters it.
+        hand: parts of the hand count that it is made of.
+    """
+
+    name: str
+    number: int
+    function: Callable
+    arrays: list[jax.Array]
+    inputs: tuple[jax.Array, ...]
+    hand: tuple[str, ...]
+
+
+def piece(name: str, number: int, hand: tuple[str, ...], module: Any, call: Callable, *inputs):
+    """A piece from a module and how it is called: (module, *inputs) → output."""
+    graph, state = nnx.split(module)
+    arrays, tree = jax.tree.flatten(state)
+
+    def run(arrays, *inputs):
+        return call(nnx.merge(graph, jax.tree.unflatten(tree, arrays)), *inputs)
+
+    return Piece(name, number, jax.jit(run), arrays, inputs, hand)
+
+
+def pieces(model: FasterViT, images: jax.Array) -> Iterator[Piece]:
+    """The whole, its stages in order, and behind each stage what is inside its first block."""
+
+    def whole(module, *inputs):
+        return module(*inputs)
+
+    def then(part: Piece) -> jax.Array:
+        return part.function(part.arrays, *part.inputs)
+
+    yield piece("whole", 1, ("",), model, whole, images)
+    part = piece("stem", 1, ("stem",), model.stem, whole, images)
+    yield part
+    x = then(part)
+    for index, stage in enumerate(model.stages):
+        name = f"stages.{index}"
+        part = piece(name, 1, (name,), stage, whole, x)
+        yield part
+        if index < 2:
+            depth = len(stage.blocks)
+            yield piece(f"{name}.block", depth, (f"{name}.block",), stage.blocks[0], whole, x)
+        else:
+            yield from inside(name, stage, x)
+        x = then(part)
+        if index < 3:
+            name = f"downsamples.{index}"
+            part = piece(name, 1, (name,), model.downsamples[index], whole, x)
+            yield part
+            x = then(part)
+    yield piece("head", 1, ("head",), model, lambda model, x: model.classify(x), x)
+
+
+def inside(name: str, stage: Any, x: jax.Array) -> Iterator[Piece]:
+    """The parts of an attention stage, of its first block alone."""
+    window, depth, block = stage.window_size, len(stage.blocks), stage.blocks[0]
+    grid = stage.geometry.window_grid
+    windows = map_to_windows(x, window)
+
+    def there_and_back(x):
+        return windows_to_map(map_to_windows(x, window) * 2, window, grid)
+
+    yield Piece(f"{name}.windows", 1, jax.jit(lambda _, x: there_and_back(x)), [], (x,), ())
+    carriers, names = None, [f"{name}.window"]
+    if stage.geometry.hierarchical:
+        tokenizer = stage.carrier_tokenizer
+        hand = (f"{name}.tokenizer",)
+        yield piece(hand[0], 1, hand, tokenizer, lambda part, x: part(x), x)
+        carriers = tokenizer(x)
+        names.append(f"{name}.carrier")
+        layer = block.carrier_layer
+        side = int(carriers.shape[1] ** 0.5)
+        yield from layer_pieces(f"{name}.carrier", depth, layer, side, carriers)
+    yield piece(
+        f"{name}.block",
+        depth,
+        tuple(names),
+        block,
+        lambda block, *inputs: block(inputs[0], inputs[1] if inputs[1:] else None, grid),
+        *((windows,) if carriers is None else (windows, carriers)),
+    )
+    tokens = windows
+    if carriers is not None:
+        per_window = carriers.reshape(len(windows), -1, x.shape[-1])
+        tokens = jnp.concatenate([per_window, windows], axis=1)
+    yield from layer_pieces(f"{name}.window", depth, block.window_layer, window, tokens)
+
+
+def layer_pieces(name: str, depth: int, layer: Any, side: int, x: jax.Array) -> Iterator[Piece]:
+    """Attention and MLP of a transformer layer, without norms and sums."""
+    hand = (f"{name}.attention",)
+    yield piece(hand[0], depth, hand, layer.attention, lambda part, x: part(x, side), x)
+    hand = (f"{name}.mlp",)
+    yield piece(hand[0], depth, hand, layer.mlp, lambda part, x: part(x), x)
+
+
+def limits(device: str, dtype: str) -> tuple[dict[str, harness.Run], float, float]:
+    """Runs that show the device's limits, multiply-adds of one, bytes of the other."""
+    side = 8192 if device == "gpu" else 2048
+    left, right = jax.random.normal(jax.random.key(0), (2, side, side), jnp.dtype(dtype))
+    buffer = jnp.ones((2**30 if device == "gpu" else 2**26), jnp.float32)
+    runs = {
+        "matrix": harness.repeat(jax.jit(jnp.dot), left, right),
+        "copy": harness.repeat(jax.jit(jnp.negative), buffer),
+    }
+    return runs, side**3, 2 * buffer.nbytes
+
+
+def numbers(part: Piece, hand: list[multiply_adds.Part]) -> tuple[float, float, float, float]:
+    """Of one call: multiply-adds traced, by hand, as compiled; bytes."""
+    traced = multiply_adds.traced(jax.make_jaxpr(part.function)(part.arrays, *part.inputs).jaxpr)
+    mine = [p for p in hand if p.name.startswith(part.hand)] if part.hand else []
+    if part.number > 1:
+        mine = [p._replace(number=1) for p in mine]
+    lowered = part.function.lower(part.arrays, *part.inputs)
+    compiled = lowered.compile().cost_analysis()["flops"] / 2
+    outputs = jax.eval_shape(part.function, part.arrays, *part.inputs)
+    leaves = jax.tree.leaves((part.arrays, part.inputs, outputs))
+    return (
+        traced,
+        multiply_adds.total(mine),
+        compiled,
+        sum(x.size * x.dtype.itemsize for x in leaves),
+    )
+
+
+def main() -> None:
+    flags = harness.parser(__doc__)
+    flags.add_argument("--batch", type=int, default=8)
+    flags.add_argument("--stages_only", action="store_true", help="not what is inside of stages")
+    arguments = flags.parse_args()
+    device = harness.start(arguments)
+    record = harness.Record("limits", arguments, device)
+    for number in arguments.models:
+        name = networks.name_of(number)
+        model = networks.ours(name, networks.official(name, device), dtype=arguments.dtype).deploy()
+        hand = multiply_adds.by_hand(model.config, arguments.batch, deployed=True)
+        images = jnp.asarray(
+            networks.images_of(arguments.batch, model.config.resolution), model.dtype
+        )
+        parts = list(pieces(model, images))
+        if arguments.stages_only:
+            parts = [part for part in parts if part.name.count(".") < 2]
+        runs, matrix_macs, copied = limits(device, arguments.dtype)
+        runs |= {p.name: harness.repeat(p.function, p.arrays, *p.inputs) for p in parts}
+        timings = harness.take_turns(
+            runs, rounds=arguments.rounds, seconds=arguments.seconds, device=device
+        )
+        rate, bandwidth = matrix_macs / timings["matrix"].counted, copied / timings["copy"].counted
+        print(f"{name}: {2 * rate / 1e12:.4g} TFLOP/s, {bandwidth / 1e9:.4g} GB/s")
+        for part in parts:
+            traced, by_hand, compiled, size = numbers(part, hand)
+            seconds = timings[part.name].counted
+            floor = max(traced / rate, size / bandwidth)
+            record.add(
+                model=name,
+                part=part.name,
+                number=part.number,
+                ms=1e3 * seconds,
+                share=part.number * seconds / timings["whole"].counted,
+                gmacs=traced / 1e9,
+                hand=by_hand / 1e9,
+                compiled=compiled / 1e9,
+                mb=size / 1e6,
+                floor_ms=1e3 * floor,
+                ratio_floor=floor / seconds,
+                bound="matrix" if traced / rate > size / bandwidth else "memory",
+                tflops=2 * rate / 1e12,
+                gb_per_second=bandwidth / 1e9,
+                spread=timings[part.name].spread,
+            )
+        harness.forget()
+    record.show(["model", *COLUMNS, "ratio_floor", "bound"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Draws throughput against published accuracy, from the records of inference.py.
+
+    python benchmarks/picture.py benchmarks/results/inference_….json --batch 8 --output FILE.png
+
+As the paper's first figure, for ours and the official code on the same device. Accuracy is the
+published one of the official weights, ImageNet-1K top-1 at 224 pixels (the official repository).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+matplotlib.use("Agg")
+
+PUBLISHED = (82.1, 83.2, 84.2, 84.9, 85.4, 85.6, 85.8)
+LABELS = {
+    "ours_deployed": "FasterViT-JAX, deployed",
+    "ours": "FasterViT-JAX",
+    "compiled_deployed": "official, torch.compile, deployed",
+    "compiled": "official, torch.compile",
+    "eager": "official, eager",
+}
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("records", type=Path, nargs="+", help="JSON files of inference.py")
+    flags.add_argument("--batch", type=int, required=True)
+    flags.add_argument("--output", type=Path, required=True)
+    arguments = flags.parse_args()
+    records = [json.loads(path.read_text()) for path in arguments.records]
+    devices = {record["device"] for record in records}
+    if len(devices) > 1:
+        raise SystemExit(f"The records are of different devices: {', '.join(sorted(devices))}.")
+    rows = [row for record in records for row in record["rows"] if row["batch"] == arguments.batch]
+    if not rows:
+        raise SystemExit(f"The records have no rows for batches of {arguments.batch}.")
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for candidate, label in LABELS.items():
+        points = sorted(
+            (row[candidate], PUBLISHED[int(row["model"].split("_")[2])], row["model"])
+            for row in rows
+            if candidate in row
+        )
+        if points:
+            rates, accuracies, _ = zip(*points, strict=True)
+            style = "-" if candidate.startswith("ours") else "--"
+            axes.plot(rates, accuracies, style, marker="o", label=label)
+    for model in {row["model"] for row in rows}:
+        number = int(model.split("_")[2])
+        fastest = max(
+            row[key] for row in rows if row["model"] == model for key in LABELS if key in row
+        )
+        axes.annotate(
+            f"FasterViT-{number}",
+            (fastest, PUBLISHED[number]),
+            textcoords="offset points",
+            xytext=(6, 4),
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel(f"images a second, batch {arguments.batch}")
+    axes.set_ylabel("published top-1 accuracy, %")
+    record = records[0]
+    versions = ", ".join(f"{key} {record['versions'][key]}" for key in ("jax", "torch"))
+    axes.set_title(f"{record['device']}, {record['settings']['dtype']}\n{versions}", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.output, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
