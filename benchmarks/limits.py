@@ -22,7 +22,8 @@ import multiply_adds
 import networks
 from flax import nnx
 
-from fastervit_jax.models import FasterViT
+from fastervit_jax.models import FasterViT, FasterViTConfig
+from fastervit_jax.models.counting import multiply_adds as multiply_adds_by_hand
 from fastervit_jax.models.windows import map_to_windows, windows_to_map
 
 COLUMNS = ("part", "number", "ms", "share", "gmacs", "hand", "compiled", "mb", "floor_ms")
@@ -36,19 +37,17 @@ class Piece(NamedTuple):
         number: how many equal ones the network has.
         function: from (arrays, *inputs) to an output.
         arrays: the part's weights.
-        inputs: what enters it.
-        hand: parts of the hand count that it is made of.
+        inputs: shapes and types of what enters it.
     """
 
     name: str
     number: int
     function: Callable
     arrays: list[jax.Array]
-    inputs: tuple[jax.Array, ...]
-    hand: tuple[str, ...]
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
 
 
-def piece(name: str, number: int, hand: tuple[str, ...], module: Any, call: Callable, *inputs):
+def piece(name: str, number: int, module: Any, call: Callable, *inputs) -> Piece:
     """A piece from a module and how it is called: (module, *inputs) → output."""
     graph, state = nnx.split(module)
     arrays, tree = jax.tree.flatten(state)
@@ -56,81 +55,78 @@ def piece(name: str, number: int, hand: tuple[str, ...], module: Any, call: Call
     def run(arrays, *inputs):
         return call(nnx.merge(graph, jax.tree.unflatten(tree, arrays)), *inputs)
 
-    return Piece(name, number, jax.jit(run), arrays, inputs, hand)
+    return Piece(name, number, jax.jit(run), arrays, inputs)
 
 
-def pieces(model: FasterViT, images: jax.Array) -> Iterator[Piece]:
+def pieces(model: FasterViT, images: jax.ShapeDtypeStruct) -> Iterator[Piece]:
     """The whole, its stages in order, and behind each stage what is inside its first block."""
 
     def whole(module, *inputs):
         return module(*inputs)
 
-    def then(part: Piece) -> jax.Array:
-        return part.function(part.arrays, *part.inputs)
+    def then(part: Piece) -> jax.ShapeDtypeStruct:
+        return jax.eval_shape(part.function, part.arrays, *part.inputs)
 
-    yield piece("whole", 1, ("",), model, whole, images)
-    part = piece("stem", 1, ("stem",), model.stem, whole, images)
+    yield piece("whole", 1, model, whole, images)
+    part = piece("stem", 1, model.stem, whole, images)
     yield part
     x = then(part)
     for index, stage in enumerate(model.stages):
         name = f"stages.{index}"
-        part = piece(name, 1, (name,), stage, whole, x)
+        part = piece(name, 1, stage, whole, x)
         yield part
         if index < 2:
             depth = len(stage.blocks)
-            yield piece(f"{name}.block", depth, (f"{name}.block",), stage.blocks[0], whole, x)
+            yield piece(f"{name}.block", depth, stage.blocks[0], whole, x)
         else:
             yield from inside(name, stage, x)
         x = then(part)
         if index < 3:
             name = f"downsamples.{index}"
-            part = piece(name, 1, (name,), model.downsamples[index], whole, x)
+            part = piece(name, 1, model.downsamples[index], whole, x)
             yield part
             x = then(part)
-    yield piece("head", 1, ("head",), model, lambda model, x: model.classify(x), x)
+
+    def head(module, x):
+        return module(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
+
+    yield piece("head", 1, model.head, head, x)  # the norm before it is folded into it
 
 
-def inside(name: str, stage: Any, x: jax.Array) -> Iterator[Piece]:
+def inside(name: str, stage: Any, x: jax.ShapeDtypeStruct) -> Iterator[Piece]:
     """The parts of an attention stage, of its first block alone."""
     window, depth, block = stage.window_size, len(stage.blocks), stage.blocks[0]
     grid = stage.geometry.window_grid
-    windows = map_to_windows(x, window)
+    windows = jax.eval_shape(lambda x: map_to_windows(x, window), x)
 
     def there_and_back(x):
         return windows_to_map(map_to_windows(x, window) * 2, window, grid)
 
-    yield Piece(f"{name}.windows", 1, jax.jit(lambda _, x: there_and_back(x)), [], (x,), ())
-    carriers, names = None, [f"{name}.window"]
+    yield Piece(f"{name}.windows", 1, jax.jit(lambda _, x: there_and_back(x)), [], (x,))
+    carriers = None
     if stage.geometry.hierarchical:
-        tokenizer = stage.carrier_tokenizer
-        hand = (f"{name}.tokenizer",)
-        yield piece(hand[0], 1, hand, tokenizer, lambda part, x: part(x), x)
-        carriers = tokenizer(x)
-        names.append(f"{name}.carrier")
+        part = piece(f"{name}.tokenizer", 1, stage.carrier_tokenizer, lambda part, x: part(x), x)
+        yield part
+        carriers = jax.eval_shape(part.function, part.arrays, x)
         layer = block.carrier_layer
         side = int(carriers.shape[1] ** 0.5)
         yield from layer_pieces(f"{name}.carrier", depth, layer, side, carriers)
     yield piece(
         f"{name}.block",
         depth,
-        tuple(names),
         block,
         lambda block, *inputs: block(inputs[0], inputs[1] if inputs[1:] else None, grid),
         *((windows,) if carriers is None else (windows, carriers)),
     )
-    tokens = windows
-    if carriers is not None:
-        per_window = carriers.reshape(len(windows), -1, x.shape[-1])
-        tokens = jnp.concatenate([per_window, windows], axis=1)
-    yield from layer_pieces(f"{name}.window", depth, block.window_layer, window, tokens)
+    tokens = windows.shape[1] + (block.ct_size**2 if stage.geometry.hierarchical else 0)
+    x = jax.ShapeDtypeStruct((windows.shape[0], tokens, windows.shape[2]), x.dtype)
+    yield from layer_pieces(f"{name}.window", depth, block.window_layer, window, x)
 
 
-def layer_pieces(name: str, depth: int, layer: Any, side: int, x: jax.Array) -> Iterator[Piece]:
+def layer_pieces(name: str, depth: int, layer: Any, side: int, x: Any) -> Iterator[Piece]:
     """Attention and MLP of a transformer layer, without norms and sums."""
-    hand = (f"{name}.attention",)
-    yield piece(hand[0], depth, hand, layer.attention, lambda part, x: part(x, side), x)
-    hand = (f"{name}.mlp",)
-    yield piece(hand[0], depth, hand, layer.mlp, lambda part, x: part(x), x)
+    yield piece(f"{name}.attention", depth, layer.attention, lambda part, x: part(x, side), x)
+    yield piece(f"{name}.mlp", depth, layer.mlp, lambda part, x: part(x), x)
 
 
 def limits(device: str, dtype: str) -> tuple[dict[str, harness.Run], float, float]:
@@ -145,22 +141,27 @@ def limits(device: str, dtype: str) -> tuple[dict[str, harness.Run], float, floa
     return runs, side**3, 2 * buffer.nbytes
 
 
-def numbers(part: Piece, hand: list[multiply_adds.Part]) -> tuple[float, float, float, float]:
-    """Of one call: multiply-adds traced, by hand, as compiled; bytes."""
-    traced = multiply_adds.traced(jax.make_jaxpr(part.function)(part.arrays, *part.inputs).jaxpr)
-    mine = [p for p in hand if p.name.startswith(part.hand)] if part.hand else []
-    if part.number > 1:
-        mine = [p._replace(number=1) for p in mine]
+def by_hand(config: FasterViTConfig, batch: int) -> dict[str, int]:
+    """Multiply-adds by piece, where they are counted by hand; positions are computed beforehand."""
+    count = multiply_adds_by_hand(config)
+    found = {"whole": count.per_image, "stem": sum(count.stem), "head": count.head}
+    found |= {f"stages.{index}": value for index, value in enumerate(count.stages)}
+    found |= {f"downsamples.{index}": value for index, value in enumerate(count.downsamples)}
+    return {name: batch * value for name, value in found.items()}
+
+
+def traced(part: Piece) -> int:
+    """Multiply-adds of one call."""
+    return multiply_adds.traced(jax.make_jaxpr(part.function)(part.arrays, *part.inputs).jaxpr)
+
+
+def compiled_and_bytes(part: Piece) -> tuple[float, float]:
+    """Of one call: multiply-adds as compiled, and bytes."""
     lowered = part.function.lower(part.arrays, *part.inputs)
-    compiled = lowered.compile().cost_analysis()["flops"] / 2
+    compiled = lowered.compile().cost_analysis().get("flops", 0) / 2
     outputs = jax.eval_shape(part.function, part.arrays, *part.inputs)
     leaves = jax.tree.leaves((part.arrays, part.inputs, outputs))
-    return (
-        traced,
-        multiply_adds.total(mine),
-        compiled,
-        sum(x.size * x.dtype.itemsize for x in leaves),
-    )
+    return compiled, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def main() -> None:
@@ -173,37 +174,39 @@ def main() -> None:
     for number in arguments.models:
         name = networks.name_of(number)
         model = networks.ours(name, networks.official(name, device), dtype=arguments.dtype).deploy()
-        hand = multiply_adds.by_hand(model.config, arguments.batch, deployed=True)
-        images = jnp.asarray(
-            networks.images_of(arguments.batch, model.config.resolution), model.dtype
-        )
+        hand = by_hand(model.config, arguments.batch)
+        shape = (arguments.batch, *model.config.resolution, 3)
+        images = jax.ShapeDtypeStruct(shape, model.dtype)
         parts = list(pieces(model, images))
         if arguments.stages_only:
             parts = [part for part in parts if part.name.count(".") < 2]
         runs, matrix_macs, copied = limits(device, arguments.dtype)
-        runs |= {p.name: harness.repeat(p.function, p.arrays, *p.inputs) for p in parts}
+        for part in parts:
+            inputs = [jax.random.normal(jax.random.key(0), x.shape, x.dtype) for x in part.inputs]
+            runs[part.name] = harness.repeat(part.function, part.arrays, *inputs)
         timings = harness.take_turns(
             runs, rounds=arguments.rounds, seconds=arguments.seconds, device=device
         )
         rate, bandwidth = matrix_macs / timings["matrix"].counted, copied / timings["copy"].counted
         print(f"{name}: {2 * rate / 1e12:.4g} TFLOP/s, {bandwidth / 1e9:.4g} GB/s")
         for part in parts:
-            traced, by_hand, compiled, size = numbers(part, hand)
+            compiled, size = compiled_and_bytes(part)
+            macs = traced(part)
             seconds = timings[part.name].counted
-            floor = max(traced / rate, size / bandwidth)
+            floor = max(macs / rate, size / bandwidth)
             record.add(
                 model=name,
                 part=part.name,
                 number=part.number,
                 ms=1e3 * seconds,
                 share=part.number * seconds / timings["whole"].counted,
-                gmacs=traced / 1e9,
-                hand=by_hand / 1e9,
+                gmacs=macs / 1e9,
+                hand=hand[part.name] / 1e9 if part.name in hand else None,
                 compiled=compiled / 1e9,
                 mb=size / 1e6,
                 floor_ms=1e3 * floor,
                 ratio_floor=floor / seconds,
-                bound="matrix" if traced / rate > size / bandwidth else "memory",
+                bound="matrix" if macs / rate > size / bandwidth else "memory",
                 tflops=2 * rate / 1e12,
                 gb_per_second=bandwidth / 1e9,
                 spread=timings[part.name].spread,
