@@ -95,7 +95,7 @@ def converted(tmp_path_factory):
     if not can_import("apache_beam"):
         pytest.skip("converting needs apache-beam")
     home = new_home(tmp_path_factory)
-    run_block(0, home, change=("array_record", "tfrecord"))
+    run_block(0, home, array_record="tfrecord")
     data_dir = str(home / "tensorflow_datasets")
     with pytest.raises(ValueError, match=r"as tfrecord, .* convert it to array_record"):
         open_source("tfds:imagenet2012@train", data_dir=data_dir)
