@@ -119,15 +119,24 @@ def timm_transforms() -> dict[str, Callable[[Image.Image], object]]:
     }
 
 
+def train_transforms() -> dict[str, TrainTransform]:
+    """Ours: what stays on the host with config.distort_on_device, and the recipe's whole."""
+    return {
+        "crop": TrainTransform(224, flip=0.0),
+        "full": TrainTransform(224, rand_augment=RECIPE),
+    }
+
+
 def our_transforms() -> dict[str, Callable[[bytes], np.ndarray]]:
     """Ours, on one core."""
     rng = np.random.default_rng(0)
-    crop = TrainTransform(224, flip=0.0)
-    full = TrainTransform(224, rand_augment=RECIPE)
+
+    def drawing(transform: TrainTransform) -> Callable[[bytes], np.ndarray]:
+        return lambda encoded: transform(encoded, rng)
+
     return {
         "evaluation": EvalTransform(224, 0.875, "center"),
-        "crop": lambda encoded: crop(encoded, rng),
-        "full": lambda encoded: full(encoded, rng),
+        **{kind: drawing(transform) for kind, transform in train_transforms().items()},
     }
 
 
@@ -170,12 +179,12 @@ def _workers() -> list[int]:
     return [pid for pid, line in command_lines.items() if "resource_tracker" not in line]
 
 
-def timed_loader(make: Callable[[], object]) -> Candidate:
+def timed_loader(make: Callable[[], object], workers: int) -> Candidate:
     """Iterates a fresh loader; counts from when every worker has delivered until its last batch."""
 
     def turn() -> dict[str, float]:
         batches = iter(make())
-        for _ in range(_WORKERS.value):
+        for _ in range(workers):
             next(batches)
         processes = [os.getpid(), *_workers()]
         start, used = time.perf_counter(), _processor_seconds(processes)
@@ -202,15 +211,17 @@ def _own_mb(pid: int) -> float:
     return int(rollup[rollup.index("Anonymous:") + 1]) / 1024
 
 
-def our_loader(source: Source, kind: str) -> Callable[[], object]:
-    """Ours; one batch more a worker than are counted, so that none is idle while they are."""
-    options = {"batch_size": BATCH_SIZE, "num_workers": _WORKERS.value}
-    steps = _BATCHES.value + 4 * _WORKERS.value
+def our_loader(source: Source, kind: str, workers: int) -> Callable[[], object]:
+    """Ours; some batches more than are counted, so that no worker is idle while they are."""
+    options = {"batch_size": BATCH_SIZE, "num_workers": workers}
+    steps = _BATCHES.value + 4 * workers
     if kind == "evaluation":
         repeated = Repeated(source, steps * BATCH_SIZE)
         return lambda: eval_batches(repeated, EvalTransform(224, 0.875, "center"), **options)
-    transform = TrainTransform(224, rand_augment=RECIPE)
-    return lambda: train_batches(source, transform, seed=0, num_steps=steps, **options)
+    # As many as ImageNet has: what finding the next one costs depends on that.
+    repeated = Repeated(source, 1_281_167)
+    transform = train_transforms()[kind]
+    return lambda: train_batches(repeated, transform, seed=0, num_steps=steps, **options)
 
 
 def torch_loader(root: Path, kind: str) -> Callable[[], object]:
@@ -339,7 +350,7 @@ def main(_) -> None:
     ours, theirs = our_transforms(), timm_transforms()
     names = {
         "evaluation": "decode + evaluation crop",
-        "crop": "decode + random crop",
+        "crop": "decode + random crop (distort_on_device)",
         "full": "decode + random crop, flip, RandAugment",
     }
     candidates: dict[str, Candidate] = {}
@@ -348,10 +359,15 @@ def main(_) -> None:
         candidates[f"{name}: timm"] = one_core(on_file(theirs[kind]), source)
     if _TENSORFLOW.value:
         candidates["decode + random crop: tf.data"] = tensorflow_crop(root)
-    for kind in ("evaluation", "full"):
-        loader = f"loader, {_WORKERS.value} workers, {names[kind]}"
-        candidates[f"{loader}: ours"] = timed_loader(our_loader(source, kind))
-        candidates[f"{loader}: torch DataLoader, timm"] = timed_loader(torch_loader(root, kind))
+    workers = _WORKERS.value
+    for kind in ("evaluation", "crop", "full"):
+        for count in (1, workers):
+            candidates[f"loader, {count} worker(s), {names[kind]}: ours"] = timed_loader(
+                our_loader(source, kind, count), count
+            )
+        candidates[f"loader, {workers} worker(s), {names[kind]}: torch DataLoader, timm"] = (
+            timed_loader(torch_loader(root, kind), workers)
+        )
     sizes = [len(source[number].encoded) for number in range(len(source))]
     report = {
         "date": date.today().isoformat(),
