@@ -18,6 +18,8 @@ _WORKDIR = flags.DEFINE_string(
 _COMPILE_FOR = flags.DEFINE_string(
     "compile_for", None, "Compile for this TPU topology, such as v5e:16x16, instead of training."
 )
+_join_hosts = cli.define_host_flags()
+_keep_programs = cli.define_cache_flag()
 flags.mark_flags_as_required(["config"])
 
 
@@ -30,8 +32,12 @@ def main(_) -> None:
         return
     if not _WORKDIR.value:
         raise ValueError("Give --workdir, where the run is written, or --compile_for.")
+    _keep_programs()
+    _join_hosts()
+    from fastervit_jax.training.agreement import check_hosts_agree
     from fastervit_jax.training.loop import train
 
+    check_hosts_agree(_CONFIG.value, _WORKDIR.value)
     evaluation = train(_CONFIG.value, _WORKDIR.value)
     print(f"top-1 {evaluation.top1:.2%} on {evaluation.images} held-out images")
 

@@ -61,6 +61,8 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
 def define_host_flags() -> Callable[[], None]:
     """Defines the flags with which several hosts find each other.
 
+    On TPU pods, under SLURM, in GKE and under Open MPI none is needed: JAX finds the others.
+
     Returns:
         A function that joins them, to be called before anything else of JAX; for a host on its own
         it does nothing.
@@ -68,11 +70,11 @@ def define_host_flags() -> Callable[[], None]:
     flags.DEFINE_string(
         "coordinator",
         None,
-        "With several hosts, where the first one listens: HOST:PORT; or auto, on TPU pods and "
-        "under SLURM, where JAX finds it.",
+        "With several hosts, where the first one listens: HOST:PORT. Not needed where JAX finds it "
+        "by itself (TPU pods, SLURM, GKE, Open MPI); auto insists that it does.",
     )
-    flags.DEFINE_integer("num_processes", None, "How many hosts; not with --coordinator=auto.")
-    flags.DEFINE_integer("process_id", None, "Which host this is, from 0; likewise.")
+    flags.DEFINE_integer("num_processes", None, "How many processes, with --coordinator=HOST:PORT.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; likewise.")
 
     def join() -> None:
         coordinator = flags.FLAGS.coordinator
@@ -80,6 +82,7 @@ def define_host_flags() -> Callable[[], None]:
         if coordinator is None:
             if numbers != (None, None):
                 raise ValueError("--num_processes and --process_id need --coordinator.")
+            _join_cluster_if_any()
             return
         if (None in numbers) != (coordinator == "auto"):
             raise ValueError(
@@ -92,6 +95,35 @@ def define_host_flags() -> Callable[[], None]:
         jax.distributed.initialize(address, *numbers)
 
     return join
+
+
+def define_cache_flag() -> Callable[[], None]:
+    """Defines the flag that keeps compiled programs, and returns the function that obeys it."""
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Directory, local or remote, that keeps compiled programs: a restart need not compile.",
+    )
+
+    def keep_programs() -> None:
+        if flags.FLAGS.compilation_cache:
+            import jax
+
+            jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache)
+
+    return keep_programs
+
+
+def _join_cluster_if_any() -> None:
+    """Joins the other hosts where JAX recognises a cluster."""
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        # JAX's word where it recognises none.
+        if "coordinator_address should be defined" not in str(error):
+            raise
 
 
 def _converted(flag: str, text: str, kind: Callable[[str], Any]) -> Any:

@@ -55,9 +55,39 @@ def conv3x3(
         use_bias=use_bias,
         kernel_init=uniform,
         bias_init=uniform,
+        conv_general_dilated=_depthwise if groups == in_features else jax.lax.conv_general_dilated,
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def _depthwise(images: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
+    """`jax.lax.conv_general_dilated` for depthwise 3×3 kernels at stride 1, padded by one.
+
+    The kernel's gradient is nine sums. As the grouped convolution that JAX makes of it, XLA's
+    partitioner gets it wrong: on a mesh with an axis along which images are not split, such as
+    `tensor`, it comes out times that axis's size (JAX 0.10.2; tests/training/test_meshes.py).
+    """
+
+    def plain(images, kernel):
+        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
+
+    def backward(saved, gradient):
+        images, kernel = saved
+        (to_images,) = jax.vjp(lambda images: plain(images, kernel), images)[1](gradient)
+        wide = full_precision(images.dtype)
+        padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        rows, columns = gradient.shape[1:3]
+        taps = [
+            jnp.sum(padded[:, i : i + rows, j : j + columns] * gradient, (0, 1, 2), dtype=wide)
+            for i in range(3)
+            for j in range(3)
+        ]
+        return to_images, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+    convolve = jax.custom_vjp(plain)
+    convolve.defvjp(lambda images, kernel: (plain(images, kernel), (images, kernel)), backward)
+    return convolve(images, kernel)
 
 
 def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -72,7 +72,8 @@ class RelativePositionBias(nnx.Module):
 
         The second axis is the query's, the third the key's.
         """
-        table = 16 * jax.nn.sigmoid(self.network(self.coordinates(side)))
+        # From the last coordinate to the first: by key − query.
+        table = 16 * jax.nn.sigmoid(self.network(self.coordinates(side)[::-1]))
         table = table.T.reshape(-1, 2 * side - 1, 2 * side - 1)
         # [heads, query's row, key's row, query's column, key's column]
         bias = _of_pairs(_of_pairs(table, axis=1), axis=3)
@@ -82,7 +83,7 @@ class RelativePositionBias(nnx.Module):
 
 
 def _of_pairs(table: jax.Array, axis: int) -> jax.Array:
-    """Spreads an axis of values by relative position, query − key, over all pairs of positions.
+    """Spreads an axis of values by relative position, key − query, over all pairs of positions.
 
     An axis of the 2·side − 1 values from −(side − 1) on becomes two: the side positions of the
     query and the side positions of the key. Only copies and slices: accelerators have no fast
@@ -90,7 +91,7 @@ def _of_pairs(table: jax.Array, axis: int) -> jax.Array:
     """
     side = (table.shape[axis] + 1) // 2
     period = 2 * side
-    values = jnp.moveaxis(jnp.flip(table, axis), axis, -1)
+    values = jnp.moveaxis(table, axis, -1)
     values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
     # Rows that are one shorter than the period: each begins one further to the left in it.
     lead = values.shape[:-1]

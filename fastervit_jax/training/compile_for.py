@@ -149,7 +149,7 @@ def compile_for(config: ml_collections.ConfigDict, topology: str) -> CompiledSte
     """
     mesh = make_mesh(**config.mesh, devices=_topology_devices(topology))
     shards = batch_shards(mesh)
-    check_config(config, batch_shards=shards)
+    check_config(config, batch_shards=shards, tensor=mesh.shape["tensor"])
     lowered, state = _lower(config, mesh)
     compiled, refusal, begin = None, "", time.perf_counter()
     try:

@@ -8,6 +8,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from fastervit_jax.models import FasterViTConfig, variant_config
+from fastervit_jax.models.config import ATTENTION_STAGES
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -148,7 +149,9 @@ def model_options(config: ml_collections.ConfigDict) -> dict:
     return options
 
 
-def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts: int = 1) -> None:
+def check_config(
+    config: ml_collections.ConfigDict, *, batch_shards: int, hosts: int = 1, tensor: int = 1
+) -> None:
     """Refuses values that no run can have, before anything is compiled.
 
     What needs the data (such as its number of classes) is checked when it is opened.
@@ -157,6 +160,7 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
         config: the run's.
         batch_shards: parts into which the mesh splits a batch (`mesh.batch_shards`).
         hosts: processes of the run.
+        tensor: size of the mesh axis `tensor`.
 
     Raises:
         ValueError: names the key, its value and what would do.
@@ -233,6 +237,7 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
         lambda value: len(set(value)) == len(value) and set(value) <= {1, 2, 3, 4},
         "different stages, 1 to 4, such as (1, 2)",
     )
+    _check_tensor(network, tensor)
     _check_groups(config, batch_shards)
     for key in ("batch_size", "evaluation.batch_size"):
         for parts, what in ((batch_shards, "devices that split a batch"), (hosts, "hosts")):
@@ -242,6 +247,23 @@ def check_config(config: ml_collections.ConfigDict, *, batch_shards: int, hosts:
                 lambda value, parts=parts: value % parts == 0,
                 f"a multiple of the {parts} {what}",
             )
+
+
+def _check_tensor(network: FasterViTConfig, tensor: int) -> None:
+    """Refuses to split attention blocks that do not come out even."""
+    for stage in ATTENTION_STAGES if tensor > 1 else ():
+        width = network.widths[stage]
+        sizes = {
+            "attention heads": network.num_heads[stage],
+            "channels": width,
+            "hidden channels of its MLPs": int(width * network.mlp_ratio),
+        }
+        for what, size in sizes.items():
+            if network.depths[stage] and size % tensor:
+                raise ValueError(
+                    f"config.mesh.tensor={tensor} cannot be: it does not divide the {size} {what} "
+                    f"of stage {stage + 1}."
+                )
 
 
 def batch_norm_group(config: ml_collections.ConfigDict) -> int:

@@ -45,7 +45,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
         ValueError: the config or the data cannot be used; the message says what would do.
     """
     mesh = make_mesh(**config.mesh)
-    check_config(config, batch_shards=batch_shards(mesh), hosts=jax.process_count())
+    tensor, hosts = mesh.shape["tensor"], jax.process_count()
+    check_config(config, batch_shards=batch_shards(mesh), hosts=hosts, tensor=tensor)
     recipe.train_transform(config)  # refuses a bad one before anything is written
     training, validation = recipe.open_data(config)
     epoch_steps = steps_per_epoch(len(training), config.batch_size)

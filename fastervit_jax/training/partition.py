@@ -5,6 +5,8 @@ import re
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fastervit_jax.models.functional import Arrays
+
 # What the axis `tensor` splits, by the end of a parameter's name: the axis of the array. First
 # layers are split by output, second ones by input, so that a pair needs one sum at its end.
 _TENSOR_AXIS = [
@@ -17,19 +19,50 @@ _TENSOR_AXIS = [
 def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Which mesh axis splits each axis of a parameter, by its dotted name and shape.
 
-    `tensor` splits the attention blocks' linear layers. `fsdp` then splits the longest axis that it
+    `tensor` splits the attention blocks' linear layers, whose widths it must divide
+    (`config.check_config`). `fsdp` then splits the longest axis that it
     divides; an array without one is kept whole on every device.
     """
     axes: list[str | None] = [None] * len(shape)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     for pattern, axis in _TENSOR_AXIS if tensor > 1 else ():
-        if re.search(pattern, name) and shape[axis] % tensor == 0:
+        if re.search(pattern, name):
             axes[axis] = "tensor"
     if fsdp > 1:
         free = [i for i, size in enumerate(shape) if axes[i] is None and size % fsdp == 0]
         if free:
             axes[max(free, key=lambda i: shape[i])] = "fsdp"
     return PartitionSpec(*axes)
+
+
+def gather(params: Arrays, mesh: Mesh) -> Arrays:
+    """Parameters as the network uses them: put together from their parts along `fsdp`.
+
+    Their gradients come back in parts. Without this the compiler is free to split the network's
+    maps as the parameters are, and moves them instead.
+
+    Args:
+        params: by dotted name, placed as `parameter_spec` says; traced.
+        mesh: the mesh.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+    return {name: _gathered(array, name, mesh) for name, array in params.items()}
+
+
+def _gathered(array: jax.Array, name: str, mesh: Mesh) -> jax.Array:
+    parts = parameter_spec(name, array.shape, mesh)
+    whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in parts))
+
+    @jax.custom_vjp
+    def together(array):
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, whole))
+
+    def backward(_, gradient):
+        return (jax.lax.with_sharding_constraint(gradient, NamedSharding(mesh, parts)),)
+
+    together.defvjp(lambda array: (together(array), None), backward)
+    return together(array)
 
 
 def state_shardings(state, mesh: Mesh):

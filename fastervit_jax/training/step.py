@@ -12,6 +12,7 @@ from fastervit_jax.models.functional import Arrays, PureModel
 from fastervit_jax.training.device_augmentation import AugmentationSettings, augment
 from fastervit_jax.training.losses import mesa_divergence, soft_target_cross_entropy
 from fastervit_jax.training.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated
+from fastervit_jax.training.partition import gather
 from fastervit_jax.training.state import TrainState, average_model
 
 Batch = dict[str, jax.Array]
@@ -123,13 +124,14 @@ def make_train_step(
 
     def _loss(params: Arrays, state: TrainState, images, targets, key):
         """The loss, and (divergence from the average, updated statistics)."""
-        logits, statistics = model.train(params, state.statistics, images, key)
+        logits, statistics = model.train(gather(params, mesh), state.statistics, images, key)
         loss = soft_target_cross_entropy(logits, targets)
         if not settings.mesa_weight:
             return loss, (jnp.zeros_like(loss), statistics)
 
         def divergence(_):
-            teacher = model.infer(*average_model(state), images)
+            average, average_statistics = average_model(state)
+            teacher = model.infer(gather(average, mesh), average_statistics, images)
             return mesa_divergence(logits, teacher)
 
         started = state.step >= settings.mesa_start
@@ -145,10 +147,11 @@ def _moved(average: Arrays, new: Arrays, decay: float) -> Arrays:
 
 
 def _in_parts(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """[N, …] → [parts, N/parts, …], every part spread over all devices, none of it moved."""
-    shards = batch_shards(mesh)
-    array = array.reshape(shards, parts, -1, *array.shape[1:]).swapaxes(0, 1)
-    array = array.reshape(parts, -1, *array.shape[3:])
+    """[N, …] → [parts, N/parts, …], every part spread over all devices, none of it moved.
+
+    Images are dealt out to the parts in turn, so that a part is the same on every mesh.
+    """
+    array = array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
     return jax.lax.with_sharding_constraint(
         array, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     )

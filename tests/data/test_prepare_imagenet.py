@@ -5,8 +5,10 @@ FASTERVIT_PREPARE_PYTHON names. Reading is done here, and needs none.
 """
 
 import importlib.util
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +143,32 @@ def test_it_loads_with_workers(prepared):
     for one, other in zip(here, there, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
         np.testing.assert_array_equal(one["label"], other["label"])
+
+
+def test_two_processes_train_on_it(prepared, tmp_path):
+    """The smoke recipe, with 1000 classes: each process reads its half of every batch."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_PLATFORMS": "cpu",
+    }
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "train.py", "--config=configs/smoke.py", f"--workdir={tmp_path}/run"]
+    command += [f"--config.data.data_dir={prepared}", "--config.mesh.fsdp=2"]
+    command += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    hosts = [
+        subprocess.Popen([*command, f"--process_id={number}"], cwd=DOCS.parents[1], env=environment)
+        for number in range(2)
+    ]
+    try:
+        assert [host.wait(timeout=1500) for host in hosts] == [0, 0]
+    finally:
+        for host in hosts:
+            host.kill()
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    # Two epochs of 48 images in batches of 8; 12 images are held out.
+    assert len(losses) == 12 and np.all(np.isfinite(losses))
+    assert any("validation_top1" in record for record in records)

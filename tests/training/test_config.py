@@ -50,6 +50,20 @@ def test_impossible_values_are_refused_by_name(key, value, wanted):
     assert wanted in str(refusal.value)
 
 
+def test_tensor_must_divide_heads_and_widths():
+    config = default_config()
+    check_config(config, batch_shards=8, tensor=8)
+    with pytest.raises(
+        ValueError, match=r"config.mesh.tensor=16 .* the 8 attention heads of stage"
+    ):
+        check_config(config, batch_shards=8, tensor=16)
+    config.model.num_heads = (1, 1, 6, 6)
+    config.model.dim = 6
+    config.model.mlp_ratio = 1.05
+    with pytest.raises(ValueError, match=r"tensor=2 .* the 25 hidden channels of its MLPs of stag"):
+        check_config(config, batch_shards=8, tensor=2)
+
+
 @pytest.mark.parametrize(
     "flag, wanted",
     [
@@ -58,6 +72,7 @@ def test_impossible_values_are_refused_by_name(key, value, wanted):
         ("--config.model.num_classes=0", "config.model.num_classes=0"),
         ("--config.model.num_classes=11", "has 10 classes"),
         ("--config.mesh.data=3", "data=3"),
+        ("--config.remat=(1,5)", "config.remat=(1, 5)"),
         ("--config.rand_augment=nonsense", "config.rand_augment"),
         ("--config.data.train=folder:/no/such/folder", "/no/such/folder"),
     ],

@@ -1,0 +1,52 @@
+"""Starts train.py as several processes that find each other on 127.0.0.1."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from tests.training.small_run import ROOT
+
+
+def start(count: int, flags: list[str], *, devices: int = 1, flags_of=lambda host: ()) -> list:
+    """Runs train.py as `count` processes to their end.
+
+    Args:
+        count: how many processes.
+        flags: of all of them.
+        devices: forced CPU devices of each.
+        flags_of: further flags of a process, by its number.
+
+    Returns:
+        For each process, (exit code, standard output, standard error).
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "train.py", *flags]
+    if count > 1:
+        command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+    hosts = []
+    for number in range(count):
+        own = [f"--process_id={number}", *flags_of(number)] if count > 1 else []
+        hosts.append(
+            subprocess.Popen(
+                [*command, *own],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        outputs = [host.communicate(timeout=1500) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    return [(host.returncode, *output) for host, output in zip(hosts, outputs, strict=True)]
