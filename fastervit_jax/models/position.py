@@ -62,9 +62,12 @@ class RelativePositionBias(nnx.Module):
 
     @staticmethod
     def coordinates(side: int) -> np.ndarray:
-        """What the network sees: all relative positions in a square, [(2·side − 1)², 2]."""
+        """What the network sees: all relative positions in a square, [(2·side − 1)², 2].
+
+        From the last to the first of the reference's, which makes it the order of key − query.
+        """
         reach = side - 1
-        scaled = _coordinates(-reach, reach) / reach * 8
+        scaled = _coordinates(-reach, reach)[::-1] / reach * 8
         return np.sign(scaled) * np.log2(np.abs(scaled) + 1) / np.log2(8)
 
     def __call__(self, tokens: int, side: int) -> jax.Array:
@@ -72,8 +75,7 @@ class RelativePositionBias(nnx.Module):
 
         The second axis is the query's, the third the key's.
         """
-        # From the last coordinate to the first: by key − query.
-        table = 16 * jax.nn.sigmoid(self.network(self.coordinates(side)[::-1]))
+        table = 16 * jax.nn.sigmoid(self.network(self.coordinates(side)))
         table = table.T.reshape(-1, 2 * side - 1, 2 * side - 1)
         # [heads, query's row, key's row, query's column, key's column]
         bias = _of_pairs(_of_pairs(table, axis=1), axis=3)
