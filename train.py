@@ -39,7 +39,8 @@ def main(_) -> None:
 
     check_hosts_agree(_CONFIG.value, _WORKDIR.value)
     evaluation = train(_CONFIG.value, _WORKDIR.value)
-    print(f"top-1 {evaluation.top1:.2%} on {evaluation.images} held-out images")
+    if evaluation is not None:
+        print(f"top-1 {evaluation.top1:.2%} on {evaluation.images} held-out images")
 
 
 if __name__ == "__main__":

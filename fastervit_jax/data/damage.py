@@ -46,6 +46,10 @@ class DamageReport:
     count: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
+    def start(self, drawn: int, count: int) -> None:
+        """Goes on from what was drawn and counted before a run was interrupted."""
+        self.drawn, self.count = drawn, count
+
     def add(self, images: int, damaged: Sequence[Damaged]) -> None:
         """Enters one batch of `images` rows in which `damaged` had to be replaced.
 

@@ -142,8 +142,10 @@ class _PortableErrors:
 def _start_worker(index: int, count: int) -> None:
     """Runs at the start of every worker process."""
     del index, count
-    # Ctrl-C reaches the whole process group; the parent decides what becomes of it.
+    # Ctrl-C reaches the whole process group, and SIGTERM may: the parent decides what becomes of
+    # it, and needs batches until then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -123,7 +123,17 @@ def default_config() -> ml_collections.ConfigDict:
             "crop_mode": "center",
         }
     )
-    config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1, "keep": 3})
+    config.checkpoint = ml_collections.ConfigDict(
+        {
+            "every_epochs": 1,
+            "every_steps": 0,  # also within an epoch; 0: not
+            "keep": 3,  # the newest
+            "keep_best": 1,  # and the best by a metric of the evaluations
+            "best_metric": "top1",  # top1, top5 or loss
+        }
+    )
+    # Keys that may differ from the checkpoint that a run goes on from: ("optimizer.learning_rate",)
+    config.resume = ml_collections.ConfigDict({"allow_changes": ()})
     config.log_every_steps = 50
     config.profile_steps = (0, 0)  # first and last step of a profiler trace; (0, 0): none
     config.wandb_project = ""  # also log to this Weights & Biases project; "": do not
@@ -194,6 +204,7 @@ def check_config(
         ("crop.interpolation", ("bilinear", "bicubic", "random")),
         ("optimizer.name", ("adamw", "lamb", "sgd")),
         ("evaluation.crop_mode", ("center", "squash")),
+        ("checkpoint.best_metric", ("top1", "top5", "loss")),
     ):
         _check(config, key, lambda value, choices=choices: value in choices, " or ".join(choices))
 
@@ -213,6 +224,8 @@ def check_config(
     for key in (
         "cooldown_epochs",
         "stop_after_epochs",
+        "checkpoint.every_steps",
+        "checkpoint.keep_best",
         "data.num_workers",
         "mixup_alpha",
         "cutmix_alpha",

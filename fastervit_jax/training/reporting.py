@@ -1,16 +1,20 @@
 """What a run leaves to look at: `metrics.jsonl`, TensorBoard events, `curves.png`."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
 
+import jax
+from absl import logging
 from etils import epath
 
 
 class Reporter:
     """Writes records to `metrics.jsonl`, one JSON object a line, to TensorBoard, and elsewhere.
 
-    A run that goes on from a step drops the records of later steps, so each stands there once.
+    A run that goes on from a step drops the records of later steps, so each stands there once. With
+    several processes only the first one writes.
     """
 
     def __init__(self, workdir: epath.Path, *, resume_step: int, wandb_project: str = ""):
@@ -24,33 +28,64 @@ class Reporter:
         Raises:
             ImportError: Weights & Biases is asked for and not installed.
         """
+        self._path = workdir / "metrics.jsonl"
+        self._records = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
+        self._file = self._board = self._wandb = None
+        if jax.process_index() != 0:
+            return
         import tensorboardX
 
         self._wandb = _start_wandb(wandb_project, workdir)
-
-        self._path = workdir / "metrics.jsonl"
-        records = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
         temporary = workdir / "metrics.jsonl.tmp"
-        temporary.write_text("".join(_line(record) for record in records))
+        temporary.write_text("".join(_line(record) for record in self._records))
         temporary.replace(self._path)
         self._file = self._path.open("a")
         self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step + 1)
 
     def write(self, step: int, **values: float) -> None:
-        """Records values at a step."""
+        """Records values at a step.
+
+        Raises:
+            OSError: the file cannot be written to.
+        """
         record = {"step": step, **{key: _number(value) for key, value in values.items()}}
-        self._file.write(_line(record))
-        self._file.flush()
+        self._records.append(record)
+        if self._file is None:
+            return
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._path} cannot be written to ({error.strerror}): make room there, or repair "
+                f"what is amiss, and start the same command again."
+            ) from None
         for key, value in record.items():
             if key != "step" and value is not None:
                 self._board.add_scalar(key, value, step)
         if self._wandb:
             self._wandb.log(record, step=step)
 
+    def has(self, step: int, key: str) -> bool:
+        """Whether there is a value at a step."""
+        return any(record["step"] == step and key in record for record in self._records)
+
+    def scores(self, metric: str) -> dict[int, float]:
+        """How good the evaluations were, by step, higher is better.
+
+        Args:
+            metric: `top1`, `top5` or `loss`.
+        """
+        sign = -1 if metric == "loss" else 1
+        key = f"validation_{metric}"
+        return {r["step"]: sign * r[key] for r in self._records if r.get(key) is not None}
+
     def close(self) -> None:
         """Finishes the files."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be written was said before
+                self._file.close()
+            self._board.close()
         if self._wandb:
             self._wandb.finish()
 
@@ -69,16 +104,22 @@ def _start_wandb(project: str, workdir: epath.Path):
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict]:
-    """The records of a run, oldest first; a last line cut off by a crash is left out."""
+    """The records of a run, oldest first.
+
+    A last line that a crash cut off is left out; so is one that was damaged, with a warning.
+    """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    lines = path.read_bytes().decode(errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+            records += [record] if isinstance(record["step"], int) else []
+        except (json.JSONDecodeError, KeyError, TypeError):
+            if number < len(lines):
+                logging.warning("%s: line %d is no record and is left out.", path, number)
     return records
 
 

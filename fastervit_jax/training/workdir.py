@@ -39,8 +39,11 @@ def is_workdir(path: epath.PathLike) -> bool:
 
 
 def save_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Writes `config.json`."""
-    (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    """Writes `config.json`, on the first process: whole, or not at all."""
+    if jax.process_index() == 0:
+        temporary = workdir / "config.json.tmp"
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        temporary.replace(workdir / "config.json")
 
 
 def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
@@ -72,10 +75,10 @@ def load_trained(
         dtype: type of the computation; by default the run's own.
 
     Raises:
-        ValueError: there is no checkpoint.
+        ValueError: there is no checkpoint, or the newest one is damaged.
     """
     config = load_config(workdir)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.latest_step
     if step is None:
         raise ValueError(f"{workdir} has no finished checkpoint yet: let train.py go on.")
@@ -86,10 +89,11 @@ def load_trained(
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), arrays_of(model)
     )
+    about = checkpoints.about(step)
     params, statistics = checkpoints.restore_model(step, *shapes, average=average)
     nnx.update(model, unflatten({**params, **statistics}))
     model.eval()
-    class_names = tuple(checkpoints.about(step)["class_names"])
+    class_names = tuple(about["class_names"])
     checkpoints.close()
     return Trained(model, config, class_names, step)
 

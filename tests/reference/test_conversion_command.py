@@ -66,8 +66,8 @@ def workdir(tmp_path_factory):
         step=jnp.int32(7),
         average={**arrays_of(average)[0], **arrays_of(average)[1]},
     )
-    checkpoints = Checkpoints(path, about={"class_names": ["cat", "dog", "cow"]})
-    checkpoints.save(7, state)
+    checkpoints = Checkpoints(path)
+    checkpoints.save(7, state, {"class_names": ["cat", "dog", "cow"]})
     checkpoints.close()
     return path, plain, average
 
