@@ -30,7 +30,7 @@ FLAGS = {
     "data.num_workers": 0,
     "batch_size": 8,
     "accumulate": 2,
-    "epochs": 4,
+    "epochs": 2,
     "cooldown_epochs": 0,
     "optimizer.warmup_epochs": 1.0,
     "mesa.start": 0.1,
@@ -40,7 +40,7 @@ FLAGS = {
     "log_every_steps": 1,
 }
 EPOCH_STEPS = 5
-STEPS = 20
+STEPS = 10
 TIMES = {"images_per_second", "step_seconds", "waiting_share", "memory_gib"}
 
 
@@ -103,3 +103,29 @@ def records(workdir: Path) -> list[dict]:
     """`metrics.jsonl` without what depends on the clock."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint by name, read by Orbax alone."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    names = ("model", "average", "training")
+    args = ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in names})
+    options = ocp.CheckpointManagerOptions(create=False)
+    with ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options) as manager:
+        assert manager.latest_step() == STEPS
+        restored = manager.restore(STEPS, args=args)
+    leaves = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in names})
+    return {jax.tree_util.keystr(path): np.asarray(array) for path, array in leaves}
+
+
+def differences(workdir: Path, whole: Path) -> list[str]:
+    """What differs between two finished runs: arrays of the state, and records."""
+    states = final_state(workdir), final_state(whole)
+    assert len(states[0]) > 300
+    found = [n for n in states[1] if not np.array_equal(states[0].get(n), states[1][n])]
+    found += sorted(set(states[0]) - set(states[1]))
+    if records(workdir) != records(whole):
+        found.append("metrics.jsonl")
+    return found
