@@ -1,0 +1,102 @@
+"""SIGTERM: the step is finished and saved, and nothing is repeated afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.training import tiny_run
+
+ASK = """
+import sys, time
+from fastervit_jax.training.preemption import Interrupted, StopRequest
+with StopRequest() as stop:
+    print("ready", flush=True)
+    while not stop.agreed(1):
+        stop.interrupt()
+        time.sleep(0.01)
+    try:
+        stop.interrupt()
+    except Interrupted:
+        print("interrupted", flush=True)
+    time.sleep(float(sys.argv[1]))
+print("left", flush=True)
+"""
+
+
+def _asked(seconds: float) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ASK, str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline().startswith("Asked to stop")
+    return process
+
+
+def test_the_first_signal_is_a_request():
+    process = _asked(0)
+    assert process.communicate(timeout=30)[0] == "interrupted\nleft\n"
+    assert process.returncode == 0
+
+
+def test_the_second_signal_ends_the_process_at_once():
+    process = _asked(60)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    assert process.wait(timeout=30) == -signal.SIGTERM
+    assert time.monotonic() - begin < 10
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Images, compiled programs and an uninterrupted run."""
+    root = tmp_path_factory.mktemp("stops")
+    tiny_run.write_images(root / "data")
+    result = tiny_run.run(root / "whole", root / "data", root / "cache")
+    assert result.returncode == 0, result.stderr
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["step 3", "evaluation", "start"])
+def test_a_stopped_run_goes_on_where_it_was(whole, moment):
+    """The signal goes to the whole process group, workers included, as schedulers send it."""
+    workdir = whole / moment.replace(" ", "_")
+    process = subprocess.Popen(
+        tiny_run.command(workdir, whole / "data", data__num_workers=2),
+        cwd=tiny_run.ROOT,
+        env=tiny_run.environment(whole / "cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not _at(workdir, moment):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    (said,) = (line for line in output.splitlines() if line.startswith("Stopped after step"))
+    step = int(said.split()[3])
+    assert "start the same command again" in said
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    assert max(r["step"] for r in tiny_run.records(workdir)) == step
+    result = tiny_run.run(workdir, whole / "data", whole / "cache")
+    assert result.returncode == 0, result.stderr
+    assert f"Going on from step {step} of 10" in result.stdout
+    assert not tiny_run.differences(workdir, whole / "whole")
+
+
+def _at(workdir, moment: str) -> bool:
+    if moment == "start":
+        return (workdir / "running.lock").exists() and (workdir / "config.json").exists()
+    records = tiny_run.records(workdir) if (workdir / "metrics.jsonl").exists() else []
+    step = 3 if moment == "step 3" else tiny_run.EPOCH_STEPS
+    return bool(records) and records[-1]["step"] == step and "loss" in records[-1]
