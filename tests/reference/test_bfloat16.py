@@ -34,12 +34,9 @@ def compare(name: str, options: dict, batch: int, record_property) -> None:
     print(f"largest difference {difference:.2%} of the largest logit")
     assert difference < LIMIT
 
-    second, best = np.sort(expected, axis=-1)[:, -2:].T
-    clear = best - second > LIMIT * np.abs(expected).max()
-    assert clear.any()
-    np.testing.assert_array_equal(
-        np.argmax(logits, axis=-1)[clear], np.argmax(expected, axis=-1)[clear]
-    )
+    # The same best class, unless others are as good but for bfloat16's error.
+    chosen = np.take_along_axis(expected, np.argmax(logits, axis=-1)[:, None], axis=-1)[:, 0]
+    assert (expected.max(axis=-1) - chosen <= LIMIT * np.abs(expected).max()).all()
 
 
 @pytest.mark.parametrize("case", CASES)
