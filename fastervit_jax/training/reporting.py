@@ -100,7 +100,10 @@ def _start_wandb(project: str, workdir: epath.Path):
         raise ImportError(
             f"config.wandb_project={project!r} needs Weights & Biases: pip install wandb."
         ) from None
-    return wandb.init(project=project, name=workdir.name, id=workdir.name, resume="allow")
+    local = None if "://" in str(workdir) else str(workdir)
+    return wandb.init(
+        project=project, name=workdir.name, id=workdir.name, resume="allow", dir=local
+    )
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict]:
