@@ -40,7 +40,9 @@ def draw_predictions(source: Source, predictions: Predictions, path: epath.PathL
         text = f"{answer}  ({sure[row]:.0%})"
         if wrong[row]:
             text += f"\nis {source.class_names[predictions.label[row]]}"
-        axis.set_title(text, fontsize=9, color="crimson" if wrong[row] else "seagreen")
+        color = "crimson" if wrong[row] else "seagreen"
+        # Class names are anybody's: a dollar sign is no formula.
+        axis.set_title(text, fontsize=9, color=color, parse_math=False)
     figure.suptitle(
         f"{wrong.sum()} of {len(wrong)} images wrong; mistakes first (red), then the least sure"
     )

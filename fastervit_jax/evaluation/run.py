@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from fastervit_jax.conversion.directory import WeightsInfo
 from fastervit_jax.conversion.weights import Loaded, Weights, load_model, open_weights
 from fastervit_jax.data import EvalTransform, Source, eval_batches
+from fastervit_jax.data.digits import default_root
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.progress import EvaluationProgress
 from fastervit_jax.evaluation.real_labels import judged_by
@@ -82,7 +84,7 @@ def evaluate_weights(
         run = load_config(weights)
         dtype = dtype or run.model.dtype
         if dataset is None:
-            dataset, data_dir = run.data.validation, data_dir or run.data.data_dir
+            dataset, data_dir = run.data.validation, data_dir or _readable(run.data)
     elif dataset is None:
         raise ValueError(
             "--dataset is missing: name what to evaluate on, such as imagenet or folder:PATH."
@@ -96,6 +98,16 @@ def evaluate_weights(
         real_labels=real_labels,
     )
     return evaluate_task(loaded.model, loaded.info, task, weights=weights, options=options)
+
+
+def _readable(data: ml_collections.ConfigDict) -> str | None:
+    """Where a run's validation images are read from.
+
+    The digits are written where they are missing; a work directory from elsewhere must not decide
+    where that is.
+    """
+    writes = data.validation.startswith("digits:") and not default_root(data.data_dir).is_dir()
+    return None if writes else data.data_dir
 
 
 def load_for_evaluation(

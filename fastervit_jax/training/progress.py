@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Counts steps, measures speed, shows both.
+    """Counts steps, measures speed, shows both; of several processes, the first one shows them.
 
     Args:
         start: steps done before.
@@ -22,7 +22,8 @@ class Progress:
     """
 
     def __init__(self, start: int, total: int, batch_size: int):
-        self._terminal = sys.stderr.isatty()
+        self._silent = jax.process_index() != 0
+        self._terminal = sys.stderr.isatty() and not self._silent
         self._bar = tqdm.tqdm(
             initial=start, total=total, unit="step", disable=not self._terminal, smoothing=0.05
         )
@@ -67,6 +68,8 @@ class Progress:
 
     def show(self, **values: float) -> None:
         """Shows a step's figures."""
+        if self._silent:
+            return
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._terminal:
             self._bar.set_postfix_str(text)
@@ -77,6 +80,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
+        if self._silent:
+            return
         self._bar.write(line) if self._terminal else print(line, flush=True)
 
     def close(self) -> None:

@@ -168,7 +168,8 @@ def draw_curves(workdir: epath.PathLike) -> None:
             axis.legend()
     best = max((r["validation_top1"] for r in records if r.get("validation_top1")), default=None)
     if best is not None:
-        figure.suptitle(f"{Path(str(workdir)).name}: best validation top-1 {best:.2%}")
+        title = f"{Path(str(workdir)).name}: best validation top-1 {best:.2%}"
+        figure.suptitle(title, parse_math=False)
     _save(figure, epath.Path(workdir) / "curves.png")
     plt.close(figure)
 

@@ -55,10 +55,12 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     path = epath.Path(workdir) / "config.json"
     config = default_config()
     try:
+        config.lock()  # refuses unknown keys
         config.update(_with_tuples(json.loads(path.read_text())))
+        config.unlock()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}): is this a work directory?") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not the config of a run of train.py: {error}.") from None
     return config
 

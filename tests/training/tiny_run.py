@@ -95,7 +95,7 @@ def run(workdir: Path, data: Path, cache: Path, *, devices: int = 1, **changes):
         env=environment(cache, devices),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
     )
 
 
