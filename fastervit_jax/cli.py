@@ -7,6 +7,9 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from etils import epath
 
+_LOST_AFTER = 30
+"""Seconds without a sign of life after which the other processes of a run give one up."""
+
 
 def run(main: Callable[[list[str]], None], *, arguments: bool = False) -> None:
     """Runs an entry point: parses its flags, and turns a refusal into a sentence and exit code 1.
@@ -92,7 +95,7 @@ def define_host_flags() -> Callable[[], None]:
         import jax
 
         address = None if coordinator == "auto" else coordinator
-        jax.distributed.initialize(address, *numbers)
+        jax.distributed.initialize(address, *numbers, heartbeat_timeout_seconds=_LOST_AFTER)
 
     return join
 
@@ -119,7 +122,7 @@ def _join_cluster_if_any() -> None:
     import jax
 
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=_LOST_AFTER)
     except ValueError as error:
         # JAX's word where it recognises none.
         if "coordinator_address should be defined" not in str(error):
