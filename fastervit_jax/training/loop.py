@@ -10,7 +10,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from fastervit_jax.data import prefetch_to_device, steps_per_epoch
+from fastervit_jax.data import Source, prefetch_to_device, steps_per_epoch
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.pictures import draw_predictions
 from fastervit_jax.models import FasterViT
@@ -61,14 +61,18 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     mesh = make_mesh(**config.mesh)
     tensor, hosts = mesh.shape["tensor"], jax.process_count()
     check_config(config, batch_shards=batch_shards(mesh), hosts=hosts, tensor=tensor)
-    recipe.train_transform(config)  # refuses a bad one before anything is written
+    # A bad transform and bad data are refused before anything is written.
+    recipe.train_transform(config)
+    data = recipe.open_data(config)
     workdir = epath.Path(workdir)
     with StopRequest() as stop, exclusive(workdir), failures_of_peers():
-        return _train(config, workdir, mesh, stop)
+        return _train(config, data, workdir, mesh, stop)
 
 
-def _train(config, workdir: epath.Path, mesh: Mesh, stop: StopRequest) -> Evaluation | None:
-    training, validation = recipe.open_data(config)
+def _train(
+    config, data: tuple[Source, Source], workdir: epath.Path, mesh: Mesh, stop: StopRequest
+) -> Evaluation | None:
+    training, validation = data
     epoch_steps = steps_per_epoch(len(training), config.batch_size)
     total_steps = (config.epochs + config.cooldown_epochs) * epoch_steps
     last_step = min(total_steps, (config.stop_after_epochs * epoch_steps) or total_steps)
