@@ -19,19 +19,6 @@ pytestmark = pytest.mark.slow
 MOMENTS = ("start-up", "step", "save", "evaluation")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Images, compiled programs and an uninterrupted run."""
-    root = tmp_path_factory.mktemp("kills")
-    tiny_run.write_images(root / "data")
-    result = tiny_run.run(root / "whole", root / "data", root / "cache")
-    assert result.returncode == 0, result.stderr
-    assert [r["step"] for r in tiny_run.records(root / "whole") if "loss" in r] == list(
-        range(1, tiny_run.STEPS + 1)
-    )
-    return root
-
-
 def _records(workdir: Path) -> list[dict]:
     return tiny_run.records(workdir) if (workdir / "metrics.jsonl").exists() else []
 
@@ -71,15 +58,15 @@ def _start_and_kill(workdir: Path, root: Path, moment: str, rng: random.Random) 
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_killed_run_ends_as_the_uninterrupted_one(whole, seed):
+def test_a_killed_run_ends_as_the_uninterrupted_one(tiny, seed):
     rng = random.Random(seed)
-    workdir = whole / f"killed_{seed}"
-    when = _start_and_kill(workdir, whole, MOMENTS[seed % len(MOMENTS)], rng)
+    workdir = tiny / f"killed_{seed}"
+    when = _start_and_kill(workdir, tiny, MOMENTS[seed % len(MOMENTS)], rng)
     left = len(_records(workdir))
-    result = tiny_run.run(workdir, whole / "data", whole / "cache")
+    result = tiny_run.run(workdir, tiny / "data", tiny / "cache")
     assert result.returncode == 0, result.stderr
     went_on = [line for line in result.stdout.splitlines() if line.startswith("Going on")]
-    differing = tiny_run.differences(workdir, whole / "whole")
+    differing = tiny_run.differences(workdir, tiny / "whole")
     said = went_on[0].split(" in ")[0] if went_on else "Starting anew"
     print(f"run {seed}: killed at {when}, {left} records left. {said}. Differing: {differing}")
     assert not differing

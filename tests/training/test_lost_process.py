@@ -14,20 +14,13 @@ pytestmark = pytest.mark.slow
 CHANGES = {"accumulate": 1, "mesa__weight": 0.0, "mesh__data": 2}
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("two")
-    tiny_run.write_images(root / "data")
-    return root
-
-
-def _start(workdir, root, **changes) -> list[subprocess.Popen]:
+def _start(workdir, tiny, **changes) -> list[subprocess.Popen]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = tiny_run.environment(root / "cache")
+    environment = tiny_run.environment(tiny / "cache")
     environment["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
-    command = tiny_run.command(workdir, root / "data", **CHANGES, **changes)
+    command = tiny_run.command(workdir, tiny / "data", **CHANGES, **changes)
     command += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     return [
         subprocess.Popen(
@@ -53,8 +46,8 @@ def _wait_for_step(workdir, step: int, processes) -> None:
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_the_other_process_ends_within_a_minute_and_says_why(root, tmp_path, killed):
-    processes = _start(tmp_path / "run", root, epochs=50)
+def test_the_other_process_ends_within_a_minute_and_says_why(tiny, tmp_path, killed):
+    processes = _start(tmp_path / "run", tiny, epochs=50)
     _wait_for_step(tmp_path / "run", 3, processes)
     processes[killed].send_signal(signal.SIGKILL)
     begin = time.monotonic()
@@ -66,8 +59,8 @@ def test_the_other_process_ends_within_a_minute_and_says_why(root, tmp_path, kil
 
 
 @pytest.mark.parametrize("asked", [0, 1])
-def test_both_stop_at_the_same_step_whoever_is_asked(root, tmp_path, asked):
-    processes = _start(tmp_path / "run", root, epochs=50)
+def test_both_stop_at_the_same_step_whoever_is_asked(tiny, tmp_path, asked):
+    processes = _start(tmp_path / "run", tiny, epochs=50)
     _wait_for_step(tmp_path / "run", 3, processes)
     processes[asked].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=300)[0] for process in processes]
@@ -76,7 +69,7 @@ def test_both_stop_at_the_same_step_whoever_is_asked(root, tmp_path, asked):
     assert len({line.split()[3] for line in said}) == 1
     step = int(said[0].split()[3])
     assert max(r["step"] for r in tiny_run.records(tmp_path / "run")) == step
-    processes = _start(tmp_path / "run", root, epochs=50)
+    processes = _start(tmp_path / "run", tiny, epochs=50)
     _wait_for_step(tmp_path / "run", step + 2, processes)
     for process in processes:
         process.send_signal(signal.SIGTERM)

@@ -54,25 +54,15 @@ def test_the_second_signal_ends_the_process_at_once():
     assert time.monotonic() - begin < 10
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Images, compiled programs and an uninterrupted run."""
-    root = tmp_path_factory.mktemp("stops")
-    tiny_run.write_images(root / "data")
-    result = tiny_run.run(root / "whole", root / "data", root / "cache")
-    assert result.returncode == 0, result.stderr
-    return root
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["step 3", "evaluation", "start"])
-def test_a_stopped_run_goes_on_where_it_was(whole, moment):
+def test_a_stopped_run_goes_on_where_it_was(tiny, moment):
     """The signal goes to the whole process group, workers included, as schedulers send it."""
-    workdir = whole / moment.replace(" ", "_")
+    workdir = tiny / moment.replace(" ", "_")
     process = subprocess.Popen(
-        tiny_run.command(workdir, whole / "data", data__num_workers=2),
+        tiny_run.command(workdir, tiny / "data", data__num_workers=2),
         cwd=tiny_run.ROOT,
-        env=tiny_run.environment(whole / "cache"),
+        env=tiny_run.environment(tiny / "cache"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -88,10 +78,10 @@ def test_a_stopped_run_goes_on_where_it_was(whole, moment):
     assert "start the same command again" in said
     assert (workdir / "checkpoints" / str(step)).is_dir()
     assert max(r["step"] for r in tiny_run.records(workdir)) == step
-    result = tiny_run.run(workdir, whole / "data", whole / "cache")
+    result = tiny_run.run(workdir, tiny / "data", tiny / "cache")
     assert result.returncode == 0, result.stderr
     assert f"Going on from step {step} of 10" in result.stdout
-    assert not tiny_run.differences(workdir, whole / "whole")
+    assert not tiny_run.differences(workdir, tiny / "whole")
 
 
 def _at(workdir, moment: str) -> bool:

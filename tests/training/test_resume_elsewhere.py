@@ -67,10 +67,11 @@ def _losses(workdir) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, tiny):
     """An uninterrupted run on 2 × 4, and the same stopped after four of its eight steps."""
     root = tmp_path_factory.mktemp("elsewhere")
-    tiny_run.write_images(root / "data")
+    (root / "data").symlink_to(tiny / "data")
+    (root / "cache").symlink_to(tiny / "cache")
     _run(root / "whole", root, (2, 4))
     _run(root / "half", root, (2, 4), stop_after_epochs=2)
     assert len(_losses(root / "whole")) == 8
