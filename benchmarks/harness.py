@@ -194,7 +194,7 @@ def about(device: str) -> dict:
     return {
         "date": date.today().isoformat(),
         "device": _device_name(device),
-        "counts": "processor time" if device == "cpu" else "the clock",
+        "counts": {"cpu": "processor time", "gpu": "the clock"}.get(device, "cycles"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
         "commit": _commit(),
     }
@@ -213,6 +213,8 @@ def _device_name(device: str) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
         return f"{len(os.sched_getaffinity(0))} core of {next(names, platform.processor())}"
+    if device == "estimate":
+        return "none: the compiler's estimates"
     import jax
 
     return jax.devices()[0].device_kind

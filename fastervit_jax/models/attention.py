@@ -25,6 +25,7 @@ class Attention(nnx.Module):
         self.projection = linear(width, width, dtype=dtype, rngs=rngs)
         self.projection_dropout = Dropout(config.drop_rate)
 
+    @jax.named_scope("attention")
     def __call__(self, x: jax.Array, side: int, rngs: nnx.Rngs | None = None) -> jax.Array:
         n, tokens, width = x.shape
         qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
@@ -55,6 +56,7 @@ class Mlp(nnx.Module):
         self.contract = linear(hidden, width, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(config.drop_rate)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = jax.nn.gelu(self.expand(x), approximate=False)
         x = self.contract(self.dropout(x, rngs=rngs))

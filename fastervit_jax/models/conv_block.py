@@ -19,6 +19,7 @@ class Stem(nnx.Module):
         self.conv2 = conv3x3(inner, width, **options)
         self.norm2 = BatchNorm(width, epsilon=1e-4, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("stem")
     def __call__(self, images: jax.Array) -> jax.Array:
         x = jax.nn.relu(self.norm1(self.conv1(images)))
         return jax.nn.relu(self.norm2(self.conv2(x)))
@@ -51,5 +52,6 @@ class Downsample(nnx.Module):
         self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.conv = conv3x3(width, 2 * width, stride=2, use_bias=False, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("downsample")
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(self.norm(x))

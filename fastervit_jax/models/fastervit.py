@@ -89,12 +89,14 @@ class FasterViT(nnx.Module):
         x = self.stem(images.astype(self.dtype))
         maps = []
         for index, stage in enumerate(self.stages):
-            x = stage(x, rngs)
-            maps.append(x)
-            if index < len(self.downsamples):
-                x = self.downsamples[index](x)
+            with jax.named_scope(f"stage{index + 1}"):
+                x = stage(x, rngs)
+                maps.append(x)
+                if index < len(self.downsamples):
+                    x = self.downsamples[index](x)
         return maps
 
+    @jax.named_scope("head")
     def classify(self, last_map: jax.Array) -> jax.Array:
         """The last map of `features`, [N, H/32, W/32, 8·dim] → what `__call__` returns."""
         x = self.norm(last_map)

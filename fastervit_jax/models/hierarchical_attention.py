@@ -37,6 +37,7 @@ class CarrierTokenizer(nnx.Module):
         self.dtype = dtype
         self.convolution = conv3x3(width, width, groups=width, dtype=dtype, rngs=rngs)
 
+    @jax.named_scope("tokenizer")
     def __call__(self, x: jax.Array) -> jax.Array:
         n, height, width, channels = x.shape
         stride = self.window_size // self.ct_size
@@ -108,6 +109,7 @@ class HierarchicalAttentionBlock(nnx.Module):
             windows = windows + self._propagated(per_window)
         return windows, per_window.reshape(carriers.shape)
 
+    @jax.named_scope("carriers")
     def _exchange_between_windows(
         self, carriers: jax.Array, grid: tuple[int, int], rngs: nnx.Rngs | None
     ) -> jax.Array:

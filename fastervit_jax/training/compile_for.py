@@ -147,7 +147,7 @@ def compile_for(config: ml_collections.ConfigDict, topology: str) -> CompiledSte
         ValueError: the topology or the config cannot be, or libtpu is missing; the message says
             what would do.
     """
-    mesh = make_mesh(**config.mesh, devices=_topology_devices(topology))
+    mesh = make_mesh(**config.mesh, devices=topology_devices(topology))
     shards = batch_shards(mesh)
     check_config(config, batch_shards=shards, tensor=mesh.shape["tensor"])
     lowered, state = _lower(config, mesh)
@@ -176,8 +176,12 @@ def compile_for(config: ml_collections.ConfigDict, topology: str) -> CompiledSte
     )
 
 
-def _topology_devices(topology: str) -> list:
-    """The devices of a topology, from libtpu."""
+def topology_devices(topology: str) -> list:
+    """The devices of a topology, from libtpu.
+
+    Raises:
+        ValueError: libtpu is missing, or knows no such topology.
+    """
     from jax.experimental import topologies
 
     # Without these libtpu asks the network what machine it is on.

@@ -108,9 +108,9 @@ def test_multiply_adds_of_a_step():
 )
 def test_the_compiler_agrees_with_the_multiply_adds_a_cycle(topology, kind, monkeypatch):
     """A large product should take about as long as at the chip's peak, never less."""
-    from fastervit_jax.training.compile_for import _topology_devices
+    from fastervit_jax.training.compile_for import topology_devices
 
-    device = _topology_devices(topology)[0]
+    device = topology_devices(topology)[0]
     assert device.device_kind == kind
     sharding = SingleDeviceSharding(device)
     matrix = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=sharding)
