@@ -20,7 +20,8 @@ from typing import NamedTuple
 # Both frameworks share one GPU: neither may take all of its memory beforehand.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 Run = Callable[[int], None]
 """Does its work the given number of times, and returns when all of it is done."""
 
@@ -150,10 +151,8 @@ class Record:
     def __init__(self, question: str, arguments: argparse.Namespace, device: str):
         name = f"{question}_{device}_{date.today().isoformat()}.json"
         self.path = arguments.output or RESULTS / name
-        settings = {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in vars(arguments).items()
-        }
+        paths = ("output", "dump")
+        settings = {key: value for key, value in vars(arguments).items() if key not in paths}
         self.content = {"question": question, **about(device), "settings": settings, "rows": []}
         self.write()
 
@@ -221,12 +220,22 @@ def _device_name(device: str) -> str:
 
 
 def _commit() -> str | None:
-    """The commit, with a + where files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or os.environ.get("COMMIT")
+    """The commit, with a + where files beside the results differ from it.
+
+    Outside a repository it is what the environment's COMMIT says.
+    """
+
+    def git(*command: str) -> str:
+        done = subprocess.run(
+            ("git", *command), cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("COMMIT")
 
 
 def forget() -> None:
