@@ -1,10 +1,15 @@
 #!/bin/bash
 # The GPU measurements, in calls of under ten minutes each: bash benchmarks/gpu.sh first|second|third
 #
-# For a machine with JAX, Flax, optax and torch for its GPU, and no network. Once, beforehand, where
-# there is one: python3 -m pip download --no-deps --only-binary=:all: -d .whl timm==0.9.16 fastervit==1.0.0
-# COMMIT=… names the commit where the copy of the tree is no repository. Results go to $OUT, or benchmarks/results. Every row is written as soon as it is measured, so what
-# runs out of time loses only what was left.
+# For a machine with JAX, Flax, optax and torch for its GPU, and no network. Beforehand, where there
+# is one, in the repository's root, timm and the official package are fetched to travel along:
+#
+#     echo /.whl/ >> .git/info/exclude
+#     python3 -m pip download --no-deps --only-binary=:all: -d .whl timm==0.9.16 fastervit==1.0.0
+#
+# Results go to $OUT, or benchmarks/results. Every row is written as soon as it is measured: what
+# runs out of time loses only what was left. Where the copy of the tree is no repository, COMMIT=…
+# names the commit in the records.
 set -u
 cd "$(dirname "$0")/.."
 site=$(mktemp -d)
