@@ -6,6 +6,8 @@ A checkpoint `checkpoints/STEP` has five parts, so that each can be read without
 """
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -55,6 +57,7 @@ class Checkpoints:
             read_only: change nothing in the directory, what a crash left included.
         """
         self.scores: dict[int, float] = {}
+        logging.get_absl_logger().addFilter(_without_orbax_trace)
         self._workdir = epath.Path(workdir)
         self._directory = self._workdir.resolve() / "checkpoints"
         self._manager = ocp.CheckpointManager(
@@ -268,6 +271,13 @@ class _NewestAndBest:
         return [step in kept for step in steps]
 
 
+def _without_orbax_trace(record) -> bool:
+    """Orbax logs the trace of an error that is raised here too, where it becomes a sentence."""
+    if "orbax" in record.pathname:
+        record.exc_info = None
+    return True
+
+
 def _parts(state: TrainState) -> dict:
     return {
         "model": {"params": state.params, "statistics": state.statistics},
@@ -307,6 +317,8 @@ def _first_line(error: Exception) -> str:
     """What an error says first, of the one that began it."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(number[1]))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 300 else text[:300] + " …"

@@ -127,6 +127,7 @@ def _train(
                     f"of epoch {place.epoch} were not finite; nothing was changed"
                 )
         except TooManySkippedError as error:
+            checkpoints.close()
             raise write_evidence(error, config, training, workdir, place_of) from None
 
     def evaluates_at(step: int) -> bool:
