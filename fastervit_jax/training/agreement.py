@@ -12,6 +12,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 import fastervit_jax
+from fastervit_jax.training.config import by_dotted_key
 
 # Keys that may differ from host to host.
 _LOCAL = ("data.data_dir", "data.num_workers")
@@ -29,7 +30,8 @@ def check_hosts_agree(config: ml_collections.ConfigDict, workdir: epath.PathLike
         return
     versions = {"the code of fastervit_jax": source_hash(), "JAX": jax.__version__}
     _check_alike(versions, "install the same version everywhere")
-    values = {f"config.{key}": value for key, value in _flat(config.to_dict()).items()}
+    keys = by_dotted_key(config.to_dict())
+    values = {f"config.{key}": json.dumps(value) for key, value in keys.items()}
     for key in _LOCAL:
         del values[f"config.{key}"]
     _check_alike({**values, "--workdir": str(workdir)}, "start the same command everywhere")
@@ -63,13 +65,3 @@ def _check_alike(values: dict[str, Any], remedy: str) -> None:
 
 def _digest(text: str) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            items |= _flat(value, f"{prefix}{key}.")
-        else:
-            items[prefix + key] = json.dumps(value)
-    return items

@@ -4,6 +4,8 @@ Recipes in `configs/` start from `default_config()` and change it; flags change 
 (`--config.optimizer.learning_rate=1e-3`). None means the model's own value.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -138,6 +140,17 @@ def default_config() -> ml_collections.ConfigDict:
     config.profile_steps = (0, 0)  # first and last step of a profiler trace; (0, 0): none
     config.wandb_project = ""  # also log to this Weights & Biases project; "": do not
     return config
+
+
+def by_dotted_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries (`config.to_dict()`) as one: `{"mesh": {"data": 1}}` → `mesh.data`."""
+    items: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            items |= by_dotted_key(value, f"{prefix}{key}.")
+        else:
+            items[prefix + key] = value
+    return items
 
 
 def model_config(config: ml_collections.ConfigDict) -> FasterViTConfig:

@@ -10,7 +10,7 @@ import ml_collections
 
 import fastervit_jax
 from fastervit_jax.data import Source
-from fastervit_jax.training.config import default_config
+from fastervit_jax.training.config import by_dotted_key, default_config
 
 # Keys that may change when a run goes on: they decide where and how fast it runs, how often it
 # reports, when it stops; not what it computes.
@@ -90,9 +90,9 @@ def check_same_run(step: int, saved: dict, run: dict, allow_changes: tuple[str, 
 
 def _differences(saved: dict, run: dict) -> dict[str, tuple]:
     """By key, what was saved and what is now."""
-    defaults = _flat(_as_json(default_config().to_dict()))
+    defaults = by_dotted_key(_as_json(default_config().to_dict()))
     # A key that is newer than the checkpoint had the effect of its default.
-    old, new = {**defaults, **_flat(saved["config"])}, _flat(run["config"])
+    old, new = {**defaults, **by_dotted_key(saved["config"])}, by_dotted_key(run["config"])
     found = {
         key: (old.get(key), new.get(key))
         for key in sorted({*old, *new})
@@ -106,16 +106,6 @@ def _differences(saved: dict, run: dict) -> dict[str, tuple]:
         lengths = (len(saved["class_names"]), len(run["class_names"]))
         found["data.class_names"] = next((p for p in pairs if p[0] != p[1]), lengths)
     return found
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    items: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            items |= _flat(value, f"{prefix}{key}.")
-        else:
-            items[prefix + key] = value
-    return items
 
 
 def _as_json(value):
