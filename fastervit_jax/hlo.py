@@ -282,6 +282,9 @@ def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
             small += times
         elif what == "moves":
             moved += times * 2 * total_bytes
+        elif what == "write":
+            # In place: what would be copied otherwise is a `copy` of its own.
+            moved += times * 2 * arrays[instruction.operands[1]][0].bytes
         else:
             missing[f"{what} {_called_kind(instruction)}"] += times
     return Cost(
@@ -306,6 +309,8 @@ def _without_estimate(instruction: Instruction) -> str:
         return "prefetch"
     if opcode in ("copy", "reshape", "transpose", "slice", "concatenate", "broadcast"):
         return "moves"
+    if opcode == "dynamic-update-slice":
+        return "write"
     return "free" if opcode == "async-start" else opcode
 
 

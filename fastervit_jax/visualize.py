@@ -103,14 +103,17 @@ class PixelAttention:
 
 
 class _Recorder(nnx.Module):
-    """Stands where attention weights pass (in the place of their dropout), and keeps them."""
+    """Stands where attention weights pass (in the place of their dropout), and keeps them.
+
+    They pass before softmax's division.
+    """
 
     def __init__(self):
         self.weights = nnx.data(None)
 
-    def __call__(self, weights: jax.Array, *, rngs=None) -> jax.Array:
-        self.weights = weights
-        return weights
+    def __call__(self, exponentials: jax.Array, *, rngs=None) -> jax.Array:
+        self.weights = exponentials / exponentials.sum(axis=-1, keepdims=True)
+        return exponentials
 
 
 def attention_weights(model: FasterViT, image: jax.Array) -> list[LayerAttention]:

@@ -90,13 +90,15 @@ def test_what_has_no_estimate_is_named_and_never_free():
   %known = f32[64,64]{1,0} custom-call(%x), custom_call_target="ConcatBitcast"
   %few = f32[4]{0} negate(%x)
   %kernel = f32[2]{0} custom-call(%x), custom_call_target="my_kernel"
+  %written = f32[64,64]{1,0} dynamic-update-slice(%x, %row, %few, %few)
+  %row = f32[1,64]{1,0} parameter(1)
   %ahead = (f32[64,64]{1,0}, f32[64,64]{1,0}, u32[]) copy-start(%x)
   %there = f32[64,64]{1,0} copy-done(%ahead)
   ROOT %odd.3 = f32[64,64]{1,0} cosine(%x)
 """
     cost = hlo.cost(_program(entry))
     assert cost.unknown == ("1 × custom call my_kernel", "1 × cosine odd")
-    assert cost.moved_bytes == 2 * 4 * 64**2
+    assert cost.moved_bytes == 2 * 4 * 64**2 + 2 * 4 * 64
     assert cost.prefetched_bytes == 4 * 64**2
     assert (cost.small, cost.cycles) == (1, 0)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fastervit_jax.models.config import FasterViTConfig
-from fastervit_jax.models.layers import Dropout, drop_path, full_precision, layer_norm, linear
+from fastervit_jax.models.layers import Dropout, DropPath, full_precision, layer_norm, linear
 from fastervit_jax.models.position import RelativePositionBias
 
 
@@ -27,24 +27,42 @@ class Attention(nnx.Module):
 
     @jax.named_scope("attention")
     def __call__(self, x: jax.Array, side: int, rngs: nnx.Rngs | None = None) -> jax.Array:
-        n, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        weights = self.weights_dropout(self.weights(query, key, side), rngs=rngs)
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights.astype(self.dtype), value)
-        x = self.projection(mixed.reshape(n, tokens, width))
+        query, key, value = self._by_head(x)
+        logits = jnp.einsum(
+            "nhdq,nhdk->nhqk", query, key, preferred_element_type=full_precision(self.dtype)
+        )
+        logits = logits * self.scale + self.position_bias(x.shape[1], side)
+        exponentials = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        kept = self.weights_dropout(exponentials, rngs=rngs).astype(self.dtype)
+        mixed = jnp.einsum("nhqk,nhdk->nhdq", kept, value, preferred_element_type=logits.dtype)
+        # Softmax's division, put off until here: there are fewer mixed values than weights.
+        mixed = (mixed / exponentials.sum(axis=-1)[:, :, None]).astype(self.dtype)
+        kernel, bias = self._arrays(self.projection)
+        kernel = kernel.reshape(self.heads, -1, kernel.shape[-1])
+        x = jnp.einsum("nhdt,hdc->ntc", mixed, kernel) + bias
         return self.projection_dropout(x, rngs=rngs)
 
-    def weights(self, query: jax.Array, key: jax.Array, side: int) -> jax.Array:
-        """How much each token takes from each: [N, T, heads, d] twice → [N, heads, T, T].
+    def _by_head(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query, key and value, each [N, heads, d, T].
 
-        Rows sum to one. Computed in float32 or wider.
+        Tokens come last, and each of the three is a product of its own, because accelerators lay
+        out the last axis in long rows: those of a head's few channels would be mostly empty, and
+        parting and turning one large product is a copy of it.
         """
-        logits = jnp.einsum(
-            "nqhd,nkhd->nhqk", query, key, preferred_element_type=full_precision(self.dtype)
+        kernel, bias = self._arrays(self.qkv)
+        kernel = kernel.reshape(len(kernel), 3, self.heads, -1)
+        query, key, value = (
+            jnp.einsum("ntc,chd->nhdt", x.astype(self.dtype), kernel[:, part]) for part in range(3)
         )
-        bias = self.position_bias(query.shape[1], side)
-        return jax.nn.softmax(logits * self.scale + bias, axis=-1)
+        if bias is None:
+            return query, key, value
+        bias = bias.reshape(3, self.heads, -1, 1)
+        return query + bias[0], key + bias[1], value + bias[2]
+
+    def _arrays(self, layer: nnx.Linear) -> tuple[jax.Array, jax.Array | None]:
+        """A linear layer's kernel and bias, in the type of the computation."""
+        bias = layer.bias[...].astype(self.dtype) if layer.bias is not None else None
+        return layer.kernel[...].astype(self.dtype), bias
 
 
 class Mlp(nnx.Module):
@@ -101,7 +119,7 @@ class TransformerLayer(nnx.Module):
         self.mlp_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config, width, dtype=dtype, rngs=rngs)
         self.mlp_scale = layer_scale(config.layer_scale, width)
-        self.drop_path = drop_path(drop_path_rate, ndim=3)
+        self.drop_path = DropPath(drop_path_rate)
 
     def __call__(self, x: jax.Array, side: int, rngs: nnx.Rngs | None = None) -> jax.Array:
         branch = self.attention(self.attention_norm(x), side, rngs)

@@ -5,7 +5,7 @@ from flax import nnx
 
 from fastervit_jax.models.attention import layer_scale
 from fastervit_jax.models.config import FasterViTConfig
-from fastervit_jax.models.layers import BatchNorm, conv3x3, drop_path, layer_norm
+from fastervit_jax.models.layers import BatchNorm, DropPath, conv3x3, layer_norm
 
 
 class Stem(nnx.Module):
@@ -35,7 +35,7 @@ class ConvBlock(nnx.Module):
         self.conv2 = conv3x3(width, width, dtype=dtype, rngs=rngs)
         self.norm2 = BatchNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.scale = layer_scale(config.layer_scale_conv, width)
-        self.drop_path = drop_path(config.drop_path_rates(stage)[block], ndim=4)
+        self.drop_path = DropPath(config.drop_path_rates(stage)[block])
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         branch = jax.nn.gelu(self.norm1(self.conv1(x)), approximate=False)

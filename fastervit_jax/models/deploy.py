@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fastervit_jax.models.layers import BatchNorm, Dropout, full_precision
+from fastervit_jax.models.layers import BatchNorm, Dropout, DropPath, full_precision
 
 if TYPE_CHECKING:
     from fastervit_jax.models.fastervit import FasterViT
@@ -137,7 +137,7 @@ def _make_constant(model: FasterViT) -> None:
     """Turns every array into a constant, and every dropout into nothing."""
     for _, module in nnx.iter_modules(model):
         for name, value in list(vars(module).items()):
-            if isinstance(value, Dropout):
+            if isinstance(value, Dropout | DropPath):
                 setattr(module, name, Identity())
             elif isinstance(value, nnx.Variable):
                 setattr(module, name, Constant(value[...]))

@@ -40,9 +40,17 @@ class PureModel:
         model: may be abstract (`nnx.eval_shape`); it is left in inference mode.
         frozen: modules, such as `stem` or `stages.0`, that work as in inference also in training:
             their batch norms keep their statistics, and they drop nothing.
+
+    Attributes:
+        looped: beginnings of the names of arrays that belong to blocks run as a loop.
     """
 
     def __init__(self, model: nnx.Module, frozen: Iterable[str] = ()):
+        self.looped = tuple(
+            f"stages.{number}.blocks.{block}."
+            for number, stage in enumerate(getattr(model, "stages", ()))
+            for block in range(getattr(stage, "looped", 0))
+        )
         model.train()
         for name in frozen:
             _module(model, name).eval()

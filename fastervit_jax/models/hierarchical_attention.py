@@ -109,6 +109,12 @@ class HierarchicalAttentionBlock(nnx.Module):
             windows = windows + self._propagated(per_window)
         return windows, per_window.reshape(carriers.shape)
 
+    def keep_paths(self, keep: jax.Array) -> None:
+        """Sets the probability with which each of the block's branches is kept."""
+        for layer in (self.window_layer, self.carrier_layer):
+            if layer is not None:
+                layer.drop_path.keep = nnx.data(keep)
+
     @jax.named_scope("carriers")
     def _exchange_between_windows(
         self, carriers: jax.Array, grid: tuple[int, int], rngs: nnx.Rngs | None

@@ -1,10 +1,14 @@
 """The two kinds of stages: convolution blocks on maps, attention blocks on windows."""
 
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.conv_block import ConvBlock
+from fastervit_jax.models.functional import Arrays, flatten, unflatten
 from fastervit_jax.models.hierarchical_attention import (
     CarrierTokenizer,
     HierarchicalAttentionBlock,
@@ -45,10 +49,17 @@ class AttentionStage(nnx.Module):
 
     Attributes:
         remat: as of `ConvStage`.
+        scan: run the blocks as one loop over their stacked weights. The result is the same; the
+            program, and the time to compile it, do not grow with the number of blocks.
+            `stage.set_attributes(scan=True)` sets it.
+        gather: in that loop, what brings a block's arrays together where they are used
+            (`training.partition`); None where they are whole.
     """
 
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
         self.remat = False
+        self.scan = False
+        self.gather: Callable[[Arrays], Arrays] | None = None
         self.number = stage + 1
         self.window_size = config.window_size[stage]
         self.any_res = config.any_res
@@ -76,13 +87,42 @@ class AttentionStage(nnx.Module):
         carriers = self.carrier_tokenizer(x) if self.geometry.hierarchical else None
         windows = map_to_windows(x, self.window_size)
 
-        def run(block, windows, carriers, rngs):
-            return block(windows, carriers, grid, rngs)
-
-        run = nnx.remat(run) if self.remat else run
-        for block in self.blocks:
-            windows, carriers = run(block, windows, carriers, rngs)
+        # One key a block, so that a loop over blocks draws what they draw.
+        keys = [None if rngs is None else rngs.dropout() for _ in self.blocks]
+        tokens = (windows, carriers)
+        looped = self.looped
+        if looped:
+            tokens = self._loop(tokens, grid, keys[:looped])
+        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        for block, key in zip(self.blocks[looped:], keys[looped:], strict=True):
+            tokens = run(block, tokens, grid, key)
+        windows, _ = tokens
         return windows_to_map(windows, self.window_size, grid)[:, :height, :width]
+
+    @property
+    def looped(self) -> int:
+        """How many blocks, from the first on, run as one loop: not a last one that propagates."""
+        if not self.scan or not self.blocks:
+            return 0
+        return len(self.blocks) - (self.geometry.hierarchical and self.blocks[-1].propagates)
+
+    def _loop(self, tokens, grid: tuple[int, int], keys: list):
+        """Runs the first blocks as one loop over their stacked arrays."""
+        blocks = self.blocks[: self.looped]
+        graph = nnx.graphdef(blocks[0])
+        arrays = [flatten(nnx.state(block)) for block in blocks]
+        keep = jnp.asarray([block.window_layer.drop_path.keep for block in blocks])
+        stacked = jax.tree.map(lambda *each: jnp.stack(each), *arrays)
+        keys = None if keys[0] is None else jnp.stack(keys)
+
+        def body(tokens, of_block):
+            arrays, keep, key = of_block
+            block = nnx.merge(graph, unflatten(self.gather(arrays) if self.gather else arrays))
+            block.keep_paths(keep)
+            return _run(block, tokens, grid, key), None
+
+        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
+        return jax.lax.scan(body, tokens, (stacked, keep, keys))[0]
 
     def rebuild_for(self, config: FasterViTConfig):
         """Becomes the stage of a network for images of another size, and drops unused weights.
@@ -144,3 +184,8 @@ class AttentionStage(nnx.Module):
                 f"{grid[0]}×{grid[1]} windows, but its carrier tokens are planned for "
                 f"{rows}×{columns} windows. {remedy}"
             )
+
+
+def _run(block: HierarchicalAttentionBlock, tokens, grid: tuple[int, int], key: jax.Array | None):
+    """One block on (windows, carrier tokens), drawing from a key of its own."""
+    return block(*tokens, grid, None if key is None else nnx.Rngs(dropout=key))

@@ -188,6 +188,8 @@ def topology_devices(topology: str) -> list:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    # Nothing touches a chip, so several compilations may go on at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -207,7 +209,7 @@ def topology_devices(topology: str) -> list:
 def _lower(config: ml_collections.ConfigDict, mesh: Mesh):
     """The lowered step, and the shapes of its state."""
     epoch_steps = _IMAGENET_IMAGES // config.batch_size
-    skeleton = recipe.skeleton(config)
+    skeleton = recipe.skeleton(config, mesh)
     optimizer = recipe.optimizer(config, recipe.learning_rate(config, epoch_steps))
     state = abstract_state(skeleton, optimizer, mesh)
     settings = recipe.step_settings(

@@ -26,6 +26,7 @@ _FREE = (
     "profile_steps",
     "remat",
     "resume",
+    "scan_blocks",
     "stop_after_epochs",
     "wandb_project",
 )

@@ -78,7 +78,7 @@ def _train(
     last_step = min(total_steps, (config.stop_after_epochs * epoch_steps) or total_steps)
     schedule = recipe.learning_rate(config, epoch_steps)
     optimizer = recipe.optimizer(config, schedule)
-    dtype, skeleton = jnp.dtype(config.model.dtype), recipe.skeleton(config)
+    dtype, skeleton = jnp.dtype(config.model.dtype), recipe.skeleton(config, mesh)
     model = PureModel(skeleton, frozen=config.finetune.frozen)
 
     keep = config.checkpoint

@@ -1,10 +1,12 @@
 """Which part of every array lives on which device: the only place that decides it."""
 
+import functools
 import re
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fastervit_jax.models import FasterViT
 from fastervit_jax.models.functional import Arrays
 
 # What the axis `tensor` splits, by the end of a parameter's name: the axis of the array. First
@@ -35,19 +37,29 @@ def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     return PartitionSpec(*axes)
 
 
-def gather(params: Arrays, mesh: Mesh) -> Arrays:
+def gather(params: Arrays, mesh: Mesh, *, but: tuple[str, ...] = ()) -> Arrays:
     """Parameters as the network uses them: put together from their parts along `fsdp`.
 
     Their gradients come back in parts. Without this the compiler is free to split the network's
     maps as the parameters are, and moves them instead.
 
     Args:
-        params: by dotted name, placed as `parameter_spec` says; traced.
+        params: by dotted name, or its end, placed as `parameter_spec` says; traced.
         mesh: the mesh.
+        but: beginnings of names that are left as they are (`gather_in_loops`).
     """
     if mesh.shape["fsdp"] == 1:
         return params
-    return {name: _gathered(array, name, mesh) for name, array in params.items()}
+    return {
+        name: array if name.startswith(but) else _gathered(array, name, mesh)
+        for name, array in params.items()
+    }
+
+
+def gather_in_loops(model: FasterViT, mesh: Mesh) -> None:
+    """Lets blocks that run as a loop put their parameters together one block at a time."""
+    if mesh.shape["fsdp"] > 1:
+        model.set_attributes(gather=functools.partial(gather, mesh=mesh))
 
 
 def _gathered(array: jax.Array, name: str, mesh: Mesh) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax.sharding import Mesh
 
 from fastervit_jax.data import (
     EvalTransform,
@@ -29,6 +30,7 @@ from fastervit_jax.training.finetuning import (
     learning_rate_multiplier,
 )
 from fastervit_jax.training.optimizers import by_path, make_optimizer
+from fastervit_jax.training.partition import gather_in_loops
 from fastervit_jax.training.schedules import warmup_cosine_schedule
 from fastervit_jax.training.step import StepSettings
 
@@ -76,8 +78,8 @@ def _rand_augment(config: ml_collections.ConfigDict) -> RandAugment | None:
     return parse_rand_augment(config.rand_augment) if config.rand_augment else None
 
 
-def skeleton(config: ml_collections.ConfigDict) -> FasterViT:
-    """The network of a run, set up for training, with shapes in place of weights.
+def skeleton(config: ml_collections.ConfigDict, mesh: Mesh) -> FasterViT:
+    """The network of a run, set up for training on a mesh, with shapes in place of weights.
 
     Raises:
         ValueError: `config.finetune.frozen` names no module.
@@ -86,6 +88,9 @@ def skeleton(config: ml_collections.ConfigDict) -> FasterViT:
     model.set_attributes(group_size=batch_norm_group(config))
     for stage in config.remat:
         model.stages[stage - 1].set_attributes(remat=True)
+    if config.scan_blocks:
+        model.set_attributes(scan=True)
+        gather_in_loops(model, mesh)
     check_frozen(list(arrays_of(model)[0]), config.finetune.frozen)
     return model
 

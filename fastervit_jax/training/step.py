@@ -124,14 +124,17 @@ def make_train_step(
 
     def _loss(params: Arrays, state: TrainState, images, targets, key):
         """The loss, and (divergence from the average, updated statistics)."""
-        logits, statistics = model.train(gather(params, mesh), state.statistics, images, key)
+        logits, statistics = model.train(
+            gather(params, mesh, but=model.looped), state.statistics, images, key
+        )
         loss = soft_target_cross_entropy(logits, targets)
         if not settings.mesa_weight:
             return loss, (jnp.zeros_like(loss), statistics)
 
         def divergence(_):
             average, average_statistics = average_model(state)
-            teacher = model.infer(gather(average, mesh), average_statistics, images)
+            average = gather(average, mesh, but=model.looped)
+            teacher = model.infer(average, average_statistics, images)
             return mesa_divergence(logits, teacher)
 
         started = state.step >= settings.mesa_start

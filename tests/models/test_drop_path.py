@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from fastervit_jax.models import variant_config
-from fastervit_jax.models.layers import drop_path
+from fastervit_jax.models.layers import DropPath
 
 from .small import SMALL, small_model
 
@@ -29,7 +29,7 @@ def test_rates_are_linear_over_all_blocks():
 
 
 def test_expectation_and_scale():
-    module = drop_path(0.3, ndim=3)
+    module = DropPath(0.3)
     ones = jnp.ones((20_000, 2, 3))
     out = np.asarray(module(ones, rngs=nnx.Rngs(dropout=0)))
     np.testing.assert_array_equal(out, np.broadcast_to(out[:, :1, :1], out.shape))
@@ -120,7 +120,7 @@ def test_every_branch_and_call_draws_anew(added):
 
 
 def test_the_same_seed_draws_the_same():
-    module = drop_path(RATE, ndim=2)
+    module = DropPath(RATE)
     ones = jnp.ones((100, 2))
     first, again, other = (module(ones, rngs=nnx.Rngs(dropout=seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

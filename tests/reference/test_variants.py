@@ -49,7 +49,7 @@ def test_same_tensors_sizes_and_rates(name, official_shapes):
     for stage, level in enumerate(theirs.levels):
         blocks = list(zip(ours.stages[stage].blocks, level.blocks, strict=True))
         for ours_block, their_block in blocks:
-            our_rate = _drop_path(ours_block).rate
+            our_rate = 1 - _drop_path(ours_block).keep
             assert our_rate == pytest.approx(_rate(their_block.drop_path), abs=1e-7)
         if stage < 2:
             continue

@@ -1,4 +1,4 @@
-"""One result on every mesh, with and without accumulation and rematerialisation.
+"""One result on every mesh, with and without accumulation, rematerialisation, blocks in loops.
 
 In float64, so that nothing but a real difference shows: five steps agree to 1e-9, on devices forced
 on this CPU. (In float32 sums in another order differ: there the losses agree, test_step.py.)
@@ -15,6 +15,7 @@ from fastervit_jax.models.functional import PureModel
 from fastervit_jax.training.device_augmentation import AugmentationSettings
 from fastervit_jax.training.mesh import make_mesh, place_batch
 from fastervit_jax.training.optimizers import make_optimizer
+from fastervit_jax.training.partition import gather_in_loops
 from fastervit_jax.training.state import abstract_state, place_state
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 from tests.training.eight_devices import QUICK_COMPILATION
@@ -24,12 +25,12 @@ MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
 ALL_STAGES = (1, 2, 3, 4)
 
 
-def _model(*, group_size: int, drop_path: float) -> FasterViT:
+def _model(depths, *, group_size: int, drop_path: float) -> FasterViT:
     network = variant_config(
         "faster_vit_3_224",
         dim=8,
         in_dim=8,
-        depths=(1, 1, 1, 1),
+        depths=depths,
         num_heads=(1, 2, 4, 4),
         resolution=64,
         window_size=(2, 2, 2, 2),
@@ -44,12 +45,26 @@ def _model(*, group_size: int, drop_path: float) -> FasterViT:
     return model
 
 
-def run(mesh=(1, 1, 1), *, accumulate=1, remat=(), group_size=4, drop_path=0.1, steps=STEPS):
+def run(
+    mesh=(1, 1, 1),
+    *,
+    accumulate=1,
+    remat=(),
+    scan=False,
+    depths=(1, 1, 1, 1),
+    group_size=4,
+    drop_path=0.1,
+    steps=STEPS,
+):
     """Losses of some steps, the state after them, and the compiled step."""
     with jax.enable_x64(True):
-        model = _model(group_size=group_size, drop_path=drop_path)
+        model = _model(depths, group_size=group_size, drop_path=drop_path)
         for stage in remat:
             model.stages[stage - 1].set_attributes(remat=True)
+        mesh = make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
+        if scan:
+            model.set_attributes(scan=True)
+            gather_in_loops(model, mesh)
         augmentation = AugmentationSettings(
             num_classes=5, group_size=2, erasing_probability=0.5, dtype=jnp.float64
         )
@@ -62,7 +77,6 @@ def run(mesh=(1, 1, 1), *, accumulate=1, remat=(), group_size=4, drop_path=0.1, 
             accumulate=accumulate,
         )
         optimizer = make_optimizer("sgd", learning_rate=0.05, weight_decay=0.01, clip_norm=5.0)
-        mesh = make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
         shapes = abstract_state(model, optimizer, mesh)
         step = compile_train_step(
             make_train_step(PureModel(model), optimizer, settings, mesh), shapes, mesh
@@ -89,12 +103,15 @@ def largest_difference(first, second) -> float:
 
 
 def test_all_at_once_is_the_same_as_one_device():
-    """Every axis, accumulation and rematerialisation against one device with accumulation."""
-    one = run(accumulate=2)
+    """Every axis, accumulation, rematerialisation and loops, against one device with accumulation.
+
+    Two blocks of stage 4 make a loop.
+    """
+    one = run(accumulate=2, depths=(1, 1, 1, 2))
     assert len(set(one[0])) == STEPS, "the losses stand still"
-    split = run((2, 2, 2), accumulate=2, remat=ALL_STAGES)
+    split = run((2, 2, 2), accumulate=2, remat=ALL_STAGES, scan=True, depths=(1, 1, 1, 2))
     difference = largest_difference(split, one)
-    print(f"2×2×2 with accumulation and rematerialisation: {difference:.1e}")
+    print(f"2×2×2 with accumulation, rematerialisation and loops: {difference:.1e}")
     assert difference < 1e-9
 
 
@@ -108,6 +125,19 @@ def test_same_on_every_mesh(accumulate):
                 continue
             difference = largest_difference(run(mesh, accumulate=accumulate, remat=remat), one)
             print(f"mesh {mesh}, accumulate {accumulate}, remat {remat}: {difference:.1e}")
+            assert difference < 1e-9
+
+
+@pytest.mark.slow
+def test_loops_change_nothing():
+    """Loops of two and three blocks, one stage with a propagating block behind its loop."""
+    depths = (1, 1, 3, 3)
+    one = run(depths=depths)
+    for mesh in [(1, 1, 1), *MESHES]:
+        for remat in ((), (3, 4)):
+            looped = run(mesh, remat=remat, scan=True, depths=depths)
+            difference = largest_difference(looped, one)
+            print(f"mesh {mesh}, remat {remat}, in loops: {difference:.1e}")
             assert difference < 1e-9
 
 
