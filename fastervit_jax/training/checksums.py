@@ -11,6 +11,7 @@ element is always noticed, any other change but with a chance of 1 in 2³².
 
 import math
 import zlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +29,21 @@ def checksums(tree) -> dict[str, int]:
     Raises:
         TypeError: an element is larger than 4 bytes, which no state of ours holds.
     """
+    return start_checksums(tree)()
+
+
+def start_checksums(tree) -> Callable[[], dict[str, int]]:
+    """Has the devices make the checksums; what it returns waits for them, in any thread.
+
+    The arrays may then be donated. Otherwise like `checksums`.
+    """
     arrays = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    # All are started before the first is waited for.
     sums = {name: _compiled_sum(array.sharding)(array) for name, array in arrays.items()}
     kinds = {name: f"{array.dtype}{array.shape}" for name, array in arrays.items()}
-    return {
+    return lambda: {
         name: (int(value) + zlib.crc32(kinds[name].encode())) % 2**32
         for name, value in jax.device_get(sums).items()
     }
