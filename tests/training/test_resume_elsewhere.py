@@ -1,8 +1,6 @@
 """A checkpoint of 8 devices (2 × 4) goes on with other devices, meshes and numbers of processes."""
 
 import shutil
-import socket
-import subprocess
 
 import numpy as np
 import pytest
@@ -22,44 +20,20 @@ CHANGES = {
 }
 
 
-def _flags(workdir, root, mesh, **more):
-    data, fsdp = mesh
-    return tiny_run.command(
-        workdir, root / "data", **CHANGES, mesh__data=data, mesh__fsdp=fsdp, **more
-    )
-
-
-def _environment(root, devices):
-    """Without optimisation: it is compiled for five meshes."""
-    environment = tiny_run.environment(root / "cache", devices)
-    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    environment["JAX_CPU_COLLECTIVES_IMPLEMENTATION"] = "gloo"
-    return environment
-
-
 def _run(workdir, root, mesh, *, processes=1, **more):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = []
-    for number in range(processes):
-        command = _flags(workdir, root, mesh, **more)
-        if processes > 1:
-            command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
-            command += [f"--process_id={number}"]
-        started.append(
-            subprocess.Popen(
-                command,
-                cwd=tiny_run.ROOT,
-                env=_environment(root, mesh[0] * mesh[1] // processes),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    outputs = [process.communicate(timeout=1500)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, outputs
-    return outputs[0]
+    data, fsdp = mesh
+    started = tiny_run.start(
+        workdir,
+        root / "data",
+        root / "cache",
+        processes=processes,
+        devices=data * fsdp // processes,
+        mesh__data=data,
+        mesh__fsdp=fsdp,
+        **CHANGES,
+        **more,
+    )
+    return tiny_run.outputs_of(started)[0]
 
 
 def _losses(workdir) -> list[float]:
