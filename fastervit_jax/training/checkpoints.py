@@ -3,12 +3,17 @@
 A checkpoint `checkpoints/STEP` has five parts, so that each can be read without the others: `model`
 (parameters and statistics), `average` (their moving average), `training` (step and optimizer),
 `about` (what it belongs to, as JSON) and `checksums` (of all the others, as JSON).
+
+Saving holds the training up only while its checksums and a copy in the host's memory are started.
+All that Orbax does, milliseconds an array, happens in a thread of ours: Orbax's own asynchronous
+saving prepares every array before it returns.
 """
 
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from fastervit_jax.models.functional import Arrays
-from fastervit_jax.training.checksums import checksums, text_checksum
+from fastervit_jax.training.checksums import checksums, start_checksums, text_checksum
 from fastervit_jax.training.state import TrainState
 
 FORMAT = 2
@@ -60,23 +65,38 @@ class Checkpoints:
         logging.get_absl_logger().addFilter(_without_orbax_trace)
         self._workdir = epath.Path(workdir)
         self._directory = self._workdir.resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
+        if not read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._policy = _NewestAndBest(keep, keep_best)
+        # Named, the processes wait for each other without the devices, whose collectives must come
+        # in the same order everywhere and so from one thread.
+        together = ocp.options.MultiprocessingOptions(
+            active_processes=set(range(jax.process_count()))
+        )
+        self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_NewestAndBest(keep, keep_best, self.scores),
-                create=not read_only,
+                preservation_policy=self._policy,
+                create=False,
                 cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=False,
+                multiprocessing_options=together,
             ),
         )
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: int | None = None
+        self._saved: Future | None = None
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step saved, or None."""
-        return self._manager.latest_step()
+        """The newest step saved or being saved, or None."""
+        return self._manager.latest_step() if self._saving is None else self._saving
 
     def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
         """Starts saving a state; it may be donated to the next step at once.
+
+        Until it is written, the host's memory holds a copy of what its devices hold of the state.
+        A save still under way is waited for first.
 
         Args:
             step: updates done.
@@ -84,23 +104,39 @@ class Checkpoints:
             about: JSON values to be saved with it.
 
         Raises:
-            OSError: this save, or the one before it, failed.
+            OSError: the save before it failed; of this one, `check`, `close` or the next will say.
         """
-        arrays = _parts(state)
+        self.wait()
+        sums = start_checksums(_parts(state))
+        arrays = _parts(_on_host(state))
         about = {"format": FORMAT, **about}
-        sums = {**checksums(arrays), "about": text_checksum(_canonical(about))}
-        parts = {name: ocp.args.StandardSave(part) for name, part in arrays.items()}
-        json_parts = {"about": ocp.args.JsonSave(about), "checksums": ocp.args.JsonSave(sums)}
-        with self._failures_explained(self._saving):
-            self._manager.wait_until_finished()
-        self._saving = step
-        with self._failures_explained(step):
-            self._manager.save(step, args=ocp.args.Composite(**parts, **json_parts), force=True)
+        self._policy.scores = dict(self.scores)
+
+        def write() -> None:
+            json_parts = {
+                "about": about,
+                "checksums": {**sums(), "about": text_checksum(_canonical(about))},
+            }
+            args = {name: ocp.args.StandardSave(part) for name, part in arrays.items()}
+            args |= {name: ocp.args.JsonSave(part) for name, part in json_parts.items()}
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+        self._saving, self._saved = step, self._thread.submit(write)
 
     def check(self) -> None:
         """Raises OSError where the save in the background has failed."""
-        with self._failures_explained(self._saving):
-            self._manager.check_for_errors()
+        if self._saved is not None and self._saved.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until what is being saved is written.
+
+        Raises:
+            OSError: it could not be saved.
+        """
+        if self._saved is not None:
+            with self._failures_explained(self._saving):
+                self._saved.result()
 
     def restore_newest(
         self, abstract: TrainState, accept: Callable[[int, dict], None]
@@ -184,8 +220,9 @@ class Checkpoints:
         Raises:
             OSError: it could not be saved.
         """
-        with self._failures_explained(self._saving):
-            self._manager.close()
+        self._thread.shutdown()
+        self.wait()
+        self._manager.close()
 
     def _json(self, step: int, part: str) -> dict:
         with _damage_explained(step):
@@ -253,12 +290,23 @@ class Checkpoints:
             ) from error
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: JAX must not be asked for a step that training has left behind (`preemption`)."""
+        return False
+
+
 class _NewestAndBest:
     """Which checkpoints Orbax keeps: the newest and the best. Those before are only deleted once a
-    new one is whole."""
+    new one is whole.
 
-    def __init__(self, newest: int | None, best: int, scores: dict[int, float]):
-        self._newest, self._best, self._scores = newest, best, scores
+    Attributes:
+        scores: by step, higher is better; not changed while a save is under way.
+    """
+
+    def __init__(self, newest: int | None, best: int):
+        self._newest, self._best = newest, best
+        self.scores: dict[int, float] = {}
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
         """One answer a checkpoint; they come oldest first."""
@@ -266,7 +314,7 @@ class _NewestAndBest:
         steps = [checkpoint.step for checkpoint in checkpoints]
         if self._newest is None:
             return [True] * len(steps)
-        scored = sorted((s for s in steps if s in self._scores), key=self._scores.__getitem__)
+        scored = sorted((s for s in steps if s in self.scores), key=self.scores.__getitem__)
         kept = {*steps[-self._newest :], *(scored[-self._best :] if self._best else ())}
         return [step in kept for step in steps]
 
@@ -276,6 +324,16 @@ def _without_orbax_trace(record) -> bool:
     if "orbax" in record.pathname:
         record.exc_info = None
     return True
+
+
+def _on_host(state: TrainState) -> TrainState:
+    """A copy in the memory of the host; it is under way when this returns, and the state may be
+    donated."""
+
+    kinds = {memory.kind for memory in jax.local_devices()[0].addressable_memories()}
+    kind = "pinned_host" if "pinned_host" in kinds else None
+    places = jax.tree.map(lambda array: array.sharding.with_memory_kind(kind), state)
+    return jax.device_put(state, places, may_alias=False)
 
 
 def _parts(state: TrainState) -> dict:

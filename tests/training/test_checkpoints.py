@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, and what happens to damaged ones."""
 
 import json
+import resource
 import shutil
 
 import jax
@@ -176,6 +177,23 @@ def test_an_older_format_is_refused(workdir):
     assert (workdir / "checkpoints" / "6").is_dir()
 
 
+def test_a_save_that_fails_in_the_background_is_reported(workdir):
+    checkpoints = Checkpoints(workdir)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # files of 2,000 bytes at most
+    try:
+        checkpoints.save(9, _state(9), ABOUT)
+        with pytest.raises(OSError, match=r"of step 9 could not .*\. The one of step 6 is whole"):
+            checkpoints.wait()
+        with pytest.raises(OSError, match="of step 9 could not be written"):
+            checkpoints.check()
+        with pytest.raises(OSError, match="of step 9 could not be written"):
+            checkpoints.save(12, _state(12), ABOUT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    _assert_is(_restore(workdir), 6)
+
+
 def test_a_save_under_way_is_not_disturbed_by_donation(tmp_path):
     """Steps go on at once in the buffers that are being saved; what is saved is the state then."""
     checkpoints = Checkpoints(tmp_path)
@@ -188,8 +206,7 @@ def test_a_save_under_way_is_not_disturbed_by_donation(tmp_path):
     checkpoints.save(1, state, ABOUT)
     for _ in range(5):
         old, state = state, step(state)
-    # Where a save still reads a buffer in place, as on CPU, JAX leaves the first step's undonated.
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
     jax.block_until_ready(state)
     checkpoints.close()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -117,6 +117,8 @@ def test_bad_batches_change_nothing_and_too_many_end_the_run(poison, tmp_path):
     assert all(np.isfinite(losses[2:]))
     assert [r["skipped"] for r in records if "loss" in r] == [0, 1, 1, 1, 1]
     assert np.isfinite(records[-1]["validation_loss"])
+    state = tiny_run.final_state(tmp_path / "one", 5)
+    assert all(np.all(np.isfinite(array)) for array in state.values())
 
     # Three in a row end the run.
     count[0] = 0

@@ -2,10 +2,12 @@
 
 Forty pictures, eight images a step in two parts; mixing, erasing, RandAugment, drop path,
 MESA and the moving average are on. Compiled programs are kept, so that a restart takes seconds.
+(Not those of several processes, which JAX compiles anew.)
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,15 +78,52 @@ def command(workdir: Path, data: Path, **changes) -> list[str]:
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:
     """Variables for such a process: CPU devices, and where compiled programs are kept."""
+    count = f"--xla_force_host_platform_device_count={devices}"
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # A step takes a minute to optimise and a second to run.
+        "XLA_FLAGS": f"{count} --xla_backend_optimization_level=0",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def start(
+    workdir: Path, data: Path, cache: Path, *, processes: int, devices: int = 1, **changes
+) -> list[subprocess.Popen]:
+    """Starts train.py as so many processes, each with so many devices."""
+    flags = command(workdir, data, **changes)
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        flags += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+    return [
+        subprocess.Popen(
+            [*flags, f"--process_id={number}"] if processes > 1 else flags,
+            cwd=ROOT,
+            env=environment(cache, devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+
+
+def outputs_of(started: list[subprocess.Popen]) -> list[str]:
+    """Waits for processes, which must end well; what each of them printed."""
+    try:
+        outputs = [process.communicate(timeout=1500)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * len(started), outputs
+    return outputs
 
 
 def run(workdir: Path, data: Path, cache: Path, *, devices: int = 1, **changes):
@@ -105,24 +144,26 @@ def records(workdir: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
-def final_state(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of the last checkpoint by name, read by Orbax alone."""
+def final_state(workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint, of this step, by name, read by Orbax alone."""
     import jax
     import orbax.checkpoint as ocp
 
-    names = ("model", "average", "training")
-    args = ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in names})
-    options = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options) as manager:
-        assert manager.latest_step() == STEPS
-        restored = manager.restore(STEPS, args=args)
-    leaves = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in names})
-    return {jax.tree_util.keystr(path): np.asarray(array) for path, array in leaves}
+    checkpoints = workdir / "checkpoints"
+    assert max(int(path.name) for path in checkpoints.iterdir()) == step
+    reader, arrays = ocp.PyTreeCheckpointer(), {}
+    for part in ("model", "average", "training"):
+        path = checkpoints.resolve() / str(step) / part
+        shapes = reader.metadata(path).item_metadata.tree
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        leaves = jax.tree_util.tree_leaves_with_path(reader.restore(path, restore_args=args))
+        arrays |= {part + jax.tree_util.keystr(key): array for key, array in leaves}
+    return arrays
 
 
-def differences(workdir: Path, whole: Path) -> list[str]:
+def differences(workdir: Path, whole: Path, step: int = STEPS) -> list[str]:
     """What differs between two finished runs: arrays of the state, and records."""
-    states = final_state(workdir), final_state(whole)
+    states = final_state(workdir, step), final_state(whole, step)
     assert len(states[0]) > 300
     found = [n for n in states[1] if not np.array_equal(states[0].get(n), states[1][n])]
     found += sorted(set(states[0]) - set(states[1]))
