@@ -19,6 +19,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from fastervit_jax.files import absolute
 from fastervit_jax.models.functional import Arrays
 from fastervit_jax.training.checksums import checksums, text_checksum
 from fastervit_jax.training.state import TrainState
@@ -59,7 +60,7 @@ class Checkpoints:
         self.scores: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_without_orbax_trace)
         self._workdir = epath.Path(workdir)
-        self._directory = self._workdir.resolve() / "checkpoints"
+        self._directory = absolute(workdir) / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
