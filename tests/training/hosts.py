@@ -14,6 +14,7 @@ def start(
     *,
     devices: int = 1,
     flags_of=lambda host: (),
+    root_of=lambda host: ROOT,
     program: tuple[str, ...] = ("train.py",),
 ) -> list:
     """Runs a program as `count` processes to their end.
@@ -23,6 +24,7 @@ def start(
         flags: of all of them.
         devices: forced CPU devices of each.
         flags_of: further flags of a process, by its number.
+        root_of: where a process starts, by its number.
         program: what Python is to run.
 
     Returns:
@@ -45,7 +47,7 @@ def start(
         hosts.append(
             subprocess.Popen(
                 [*command, *own],
-                cwd=ROOT,
+                cwd=root_of(number),
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -1,12 +1,14 @@
 """train.py as several processes, each reading its own part of the data."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from fastervit_jax.training.reporting import read_metrics
 from fastervit_jax.training.workdir import load_trained
 from tests.training.hosts import start
-from tests.training.small_run import FLAGS, as_flags
+from tests.training.small_run import FLAGS, ROOT, as_flags
 
 # SGD: Adam would turn rounding into steps.
 CHANGES = {
@@ -86,4 +88,20 @@ def test_hosts_that_disagree_on_the_config_are_refused(tmp_path):
     for host, (_, _, errors) in enumerate(results):
         refusal = next(line for line in errors.splitlines() if line.startswith("error: "))
         assert f"The hosts disagree on config.seed: host {host} has '{host}'" in refusal
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_hosts_with_different_code_are_refused(tmp_path):
+    for name in ("fastervit_jax", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name)
+    shutil.copy(ROOT / "train.py", tmp_path / "copy")
+    with (tmp_path / "copy" / "fastervit_jax" / "models" / "stage.py").open("a") as file:
+        file.write("# changed\n")
+    roots = (ROOT, tmp_path / "copy")
+    results = start(2, _flags(tmp_path / "run", tmp_path / "data"), root_of=roots.__getitem__)
+    assert [code for code, *_ in results] == [1, 1]
+    for _, _, errors in results:
+        assert "error: The hosts disagree on the code of fastervit_jax: host" in errors
+        assert "install the same version everywhere" in errors
     assert not (tmp_path / "run").exists()
