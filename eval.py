@@ -99,13 +99,9 @@ def _is_first_host() -> bool:
 def evaluate_one(options) -> None:
     """Evaluates one network on one data set."""
     from fastervit_jax.evaluation.report import check_report_directory, write_report
-    from fastervit_jax.evaluation.result import (
-        check_destination,
-        details_json,
-        predictions_csv,
-        write_whole,
-    )
+    from fastervit_jax.evaluation.result import check_destination, details_json, predictions_csv
     from fastervit_jax.evaluation.run import evaluate_weights
+    from fastervit_jax.files import write_whole
 
     if not _WEIGHTS.value:
         raise ValueError(
@@ -143,8 +139,9 @@ def evaluate_one(options) -> None:
 
 def fill_table(options) -> None:
     """Evaluates all converted networks on all benchmarks."""
-    from fastervit_jax.evaluation.result import check_destination, write_whole
+    from fastervit_jax.evaluation.result import check_destination
     from fastervit_jax.evaluation.table import evaluate_all
+    from fastervit_jax.files import write_whole
 
     if not _WEIGHTS_DIR.value:
         raise ValueError("--all needs --weights_dir: where to look for converted weights.")

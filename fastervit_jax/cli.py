@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from etils import epath
+
+from fastervit_jax.files import write_whole
 
 _LOST_AFTER = 30
 """Seconds without a sign of life after which the other processes of a run give one up."""
@@ -29,10 +30,7 @@ def run(main: Callable[[list[str]], None], *, arguments: bool = False) -> None:
 def print_result(result: str, *, file: str | None = None) -> None:
     """Prints a result as the last line, and writes it to a file: whole, or not at all."""
     if file:
-        path = epath.Path(file)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(result + "\n")
-        temporary.replace(path)
+        write_whole(file, result + "\n")
     print(result, flush=True)
 
 

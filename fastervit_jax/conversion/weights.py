@@ -28,6 +28,7 @@ from fastervit_jax.conversion.matching import Match, match
 from fastervit_jax.conversion.names import from_torch_layout, torch_name
 from fastervit_jax.conversion.official_files import read_torch_checkpoint
 from fastervit_jax.conversion.tensors import StoredTensor
+from fastervit_jax.files import is_remote
 from fastervit_jax.models import (
     VARIANTS,
     FasterViT,
@@ -84,7 +85,7 @@ def open_weights(path: str | Path, *, average: bool | None = None) -> Weights:
 
         if is_workdir(path):
             return _open_workdir(path, average=average is not False)
-    if "://" in str(path):
+    if is_remote(path):
         raise ValueError(
             f"{path} is no work directory of train.py, and other weights are read from local disks "
             f"alone: copy it first."

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from fastervit_jax.data.sources import Example
+from fastervit_jax.files import is_remote
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Names of splits. A folder of nothing else is the parent of the one that was meant.
@@ -89,7 +90,7 @@ class FolderSource:
 
 def _list_images(root: epath.Path) -> dict[str, list[str]]:
     """Paths of the images in each class folder, relative to it, by class."""
-    if "://" in str(root):
+    if is_remote(root):
         return _list_remote(root)
     with os.scandir(root) as entries:
         classes = [entry.name for entry in entries if _visible(entry.name) and entry.is_dir()]

@@ -15,7 +15,8 @@ from fastervit_jax.evaluation.charts import bar, reliability, skyline
 from fastervit_jax.evaluation.imagenet_classes import spoken
 from fastervit_jax.evaluation.metrics import calibration, class_accuracy, confused_pairs
 from fastervit_jax.evaluation.report_page import PAGE
-from fastervit_jax.evaluation.result import Result, write_whole
+from fastervit_jax.evaluation.result import Result
+from fastervit_jax.files import write_whole
 
 REPORT_NAME = "report.html"
 

@@ -15,6 +15,7 @@ from fastervit_jax.evaluation.evaluator import Evaluation
 from fastervit_jax.evaluation.image_keys import image_keys
 from fastervit_jax.evaluation.metrics import calibration, class_accuracy, confused_pairs
 from fastervit_jax.evaluation.task import Task
+from fastervit_jax.files import is_remote
 
 # How many of the most confused pairs are told.
 _PAIRS = 50
@@ -152,13 +153,5 @@ def check_destination(flag: str, path: epath.PathLike | None) -> None:
     path = epath.Path(path)
     if path.is_dir():
         raise ValueError(f"{flag}: {path} is a directory: name a file.")
-    if "://" not in str(path) and not path.parent.is_dir():
+    if not is_remote(path) and not path.parent.is_dir():
         raise ValueError(f"{flag}: there is no directory {path.parent} to write {path.name} to.")
-
-
-def write_whole(path: epath.PathLike, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path = epath.Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -113,7 +113,7 @@ class AttentionStage(nnx.Module):
         arrays = [flatten(nnx.state(block)) for block in blocks]
         keep = jnp.asarray([block.window_layer.drop_path.keep for block in blocks])
         stacked = jax.tree.map(lambda *each: jnp.stack(each), *arrays)
-        keys = None if keys[0] is None else jnp.stack(keys)
+        all_keys = None if keys[0] is None else jnp.stack(keys)
 
         def body(tokens, of_block):
             arrays, keep, key = of_block
@@ -122,7 +122,7 @@ class AttentionStage(nnx.Module):
             return _run(block, tokens, grid, key), None
 
         body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
-        return jax.lax.scan(body, tokens, (stacked, keep, keys))[0]
+        return jax.lax.scan(body, tokens, (stacked, keep, all_keys))[0]
 
     def rebuild_for(self, config: FasterViTConfig):
         """Becomes the stage of a network for images of another size, and drops unused weights.
@@ -188,4 +188,5 @@ class AttentionStage(nnx.Module):
 
 def _run(block: HierarchicalAttentionBlock, tokens, grid: tuple[int, int], key: jax.Array | None):
     """One block on (windows, carrier tokens), drawing from a key of its own."""
-    return block(*tokens, grid, None if key is None else nnx.Rngs(dropout=key))
+    windows, carriers = tokens
+    return block(windows, carriers, grid, None if key is None else nnx.Rngs(dropout=key))

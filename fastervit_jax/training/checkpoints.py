@@ -24,6 +24,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from fastervit_jax.files import absolute
 from fastervit_jax.models.functional import Arrays
 from fastervit_jax.training.checksums import checksums, start_checksums, text_checksum
 from fastervit_jax.training.state import TrainState
@@ -64,7 +65,7 @@ class Checkpoints:
         self.scores: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_without_orbax_trace)
         self._workdir = epath.Path(workdir)
-        self._directory = self._workdir.resolve() / "checkpoints"
+        self._directory = absolute(workdir) / "checkpoints"
         if not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
         self._policy = _NewestAndBest(keep, keep_best)

@@ -12,6 +12,8 @@ import jax
 from absl import logging
 from etils import epath
 
+from fastervit_jax.files import is_remote
+
 _FILE = "running.lock"
 
 
@@ -29,7 +31,7 @@ def exclusive(workdir: epath.Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    if "://" in str(workdir):
+    if is_remote(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         yield
         return

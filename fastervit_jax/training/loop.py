@@ -197,6 +197,7 @@ def _train(
                     reporter.write(step, **values, **progress.speed())
                     checkpoints.check()
                 if saves:
+                    reporter.flush()
                     checkpoints.save(step, state, about)
                 if stopping:
                     raise Interrupted

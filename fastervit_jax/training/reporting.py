@@ -3,18 +3,25 @@
 import contextlib
 import json
 import math
+import time
 from pathlib import Path
 
 import jax
 from absl import logging
 from etils import epath
 
+from fastervit_jax.files import is_remote, write_whole
+
+_REMOTE_EVERY = 30
+"""Seconds between two versions of a file in a bucket, which takes one a second at most."""
+
 
 class Reporter:
     """Writes records to `metrics.jsonl`, one JSON object a line, to TensorBoard, and elsewhere.
 
     A run that goes on from a step drops the records of later steps, so each stands there once. With
-    several processes only the first one writes.
+    several processes only the first one writes. Nothing can be appended to a file in a bucket: that
+    is written anew, every half minute and by `flush`.
     """
 
     def __init__(self, workdir: epath.Path, *, resume_step: int, wandb_project: str = ""):
@@ -31,15 +38,15 @@ class Reporter:
         self._path = workdir / "metrics.jsonl"
         self._records = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
         self._file = self._board = self._wandb = None
-        if jax.process_index() != 0:
+        self._writes = jax.process_index() == 0
+        if not self._writes:
             return
         import tensorboardX
 
         self._wandb = _start_wandb(wandb_project, workdir)
-        temporary = workdir / "metrics.jsonl.tmp"
-        temporary.write_text("".join(_line(record) for record in self._records))
-        temporary.replace(self._path)
-        self._file = self._path.open("a")
+        self._write_all()
+        if not is_remote(workdir):
+            self._file = self._path.open("a")
         self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step + 1)
 
     def write(self, step: int, **values: float) -> None:
@@ -50,11 +57,14 @@ class Reporter:
         """
         record = {"step": step, **{key: _number(value) for key, value in values.items()}}
         self._records.append(record)
-        if self._file is None:
+        if not self._writes:
             return
         try:
-            self._file.write(_line(record))
-            self._file.flush()
+            if self._file is not None:
+                self._file.write(_line(record))
+                self._file.flush()
+            elif time.monotonic() - self._written > _REMOTE_EVERY:
+                self._write_all()
         except OSError as error:
             raise OSError(
                 f"{self._path} cannot be written to ({error.strerror}): make room there, or repair "
@@ -65,6 +75,15 @@ class Reporter:
                 self._board.add_scalar(key, value, step)
         if self._wandb:
             self._wandb.log(record, step=step)
+
+    def flush(self) -> None:
+        """Makes sure that all records are written."""
+        if self._writes and self._file is None:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        write_whole(self._path, "".join(_line(record) for record in self._records))
+        self._written = time.monotonic()
 
     def has(self, step: int, key: str) -> bool:
         """Whether there is a value at a step."""
@@ -82,9 +101,11 @@ class Reporter:
 
     def close(self) -> None:
         """Finishes the files."""
-        if self._file is not None:
+        if self._writes:
             with contextlib.suppress(OSError):  # what could not be written was said before
-                self._file.close()
+                self.flush()
+                if self._file is not None:
+                    self._file.close()
             self._board.close()
         if self._wandb:
             self._wandb.finish()
@@ -100,7 +121,7 @@ def _start_wandb(project: str, workdir: epath.Path):
         raise ImportError(
             f"config.wandb_project={project!r} needs Weights & Biases: pip install wandb."
         ) from None
-    local = None if "://" in str(workdir) else str(workdir)
+    local = None if is_remote(workdir) else str(workdir)
     return wandb.init(
         project=project, name=workdir.name, id=workdir.name, resume="allow", dir=local
     )

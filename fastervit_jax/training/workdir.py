@@ -9,6 +9,7 @@ import ml_collections
 from etils import epath
 from flax import nnx
 
+from fastervit_jax.files import write_whole
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.functional import arrays_of, unflatten
 from fastervit_jax.training.checkpoints import Checkpoints
@@ -41,9 +42,7 @@ def is_workdir(path: epath.PathLike) -> bool:
 def save_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     """Writes `config.json`, on the first process: whole, or not at all."""
     if jax.process_index() == 0:
-        temporary = workdir / "config.json.tmp"
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        temporary.replace(workdir / "config.json")
+        write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:

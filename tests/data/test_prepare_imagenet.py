@@ -5,10 +5,8 @@ FASTERVIT_PREPARE_PYTHON names. Reading is done here, and needs none.
 """
 
 import importlib.util
-import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +26,8 @@ from imagenet_fixture import (
 
 from fastervit_jax.data import TrainTransform, open_source, train_batches
 from fastervit_jax.data.images import decode_rgb
+from fastervit_jax.training.reporting import read_metrics
+from tests.training.hosts import start
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 PYTHON = os.environ.get("FASTERVIT_PREPARE_PYTHON", sys.executable)
@@ -147,28 +147,20 @@ def test_it_loads_with_workers(prepared):
 
 def test_two_processes_train_on_it(prepared, tmp_path):
     """The smoke recipe, with 1000 classes: each process reads its half of every batch."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "JAX_PLATFORMS": "cpu",
-    }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "train.py", "--config=configs/smoke.py", f"--workdir={tmp_path}/run"]
-    command += [f"--config.data.data_dir={prepared}", "--config.mesh.fsdp=2"]
-    command += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-    hosts = [
-        subprocess.Popen([*command, f"--process_id={number}"], cwd=DOCS.parents[1], env=environment)
-        for number in range(2)
-    ]
-    try:
-        assert [host.wait(timeout=1500) for host in hosts] == [0, 0]
-    finally:
-        for host in hosts:
-            host.kill()
-    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    flags = ["--config=configs/smoke.py", f"--workdir={tmp_path}/run", "--config.mesh.fsdp=2"]
+    flags += [f"--config.data.data_dir={prepared}", "--config.data.num_workers=0"]
+    results = start(2, flags, program=("-m", "tests.data.recorded_train"))
+    assert [code for code, *_ in results] == [0, 0], results
+    records = read_metrics(tmp_path / "run")
     losses = [record["loss"] for record in records if "loss" in record]
     # Two epochs of 48 images in batches of 8; 12 images are held out.
     assert len(losses) == 12 and np.all(np.isfinite(losses))
     assert any("validation_top1" in record for record in records)
+
+    read = [(tmp_path / f"run.read_{host}").read_text().splitlines() for host in range(2)]
+    trained = [[key for key in keys if "@train" in key] for keys in read]
+    assert [len(keys) for keys in trained] == [48, 48]
+    for epoch in (slice(0, 24), slice(24, 48)):
+        assert len({*trained[0][epoch], *trained[1][epoch]}) == 48
+    held_out = [{key for key in keys if "@validation" in key} for keys in read]
+    assert not held_out[0] & held_out[1] and len(held_out[0] | held_out[1]) == NUM_VALIDATION

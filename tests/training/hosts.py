@@ -1,4 +1,4 @@
-"""Starts train.py as several processes that find each other on 127.0.0.1."""
+"""Starts train.py, or its like, as several processes that find each other on 127.0.0.1."""
 
 import os
 import socket
@@ -8,14 +8,24 @@ import sys
 from tests.training.small_run import ROOT
 
 
-def start(count: int, flags: list[str], *, devices: int = 1, flags_of=lambda host: ()) -> list:
-    """Runs train.py as `count` processes to their end.
+def start(
+    count: int,
+    flags: list[str],
+    *,
+    devices: int = 1,
+    flags_of=lambda host: (),
+    root_of=lambda host: ROOT,
+    program: tuple[str, ...] = ("train.py",),
+) -> list:
+    """Runs a program as `count` processes to their end.
 
     Args:
         count: how many processes.
         flags: of all of them.
         devices: forced CPU devices of each.
         flags_of: further flags of a process, by its number.
+        root_of: where a process starts, by its number.
+        program: what Python is to run.
 
     Returns:
         For each process, (exit code, standard output, standard error).
@@ -28,7 +38,7 @@ def start(count: int, flags: list[str], *, devices: int = 1, flags_of=lambda hos
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, "train.py", *flags]
+    command = [sys.executable, *program, *flags]
     if count > 1:
         command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
     hosts = []
@@ -37,7 +47,7 @@ def start(count: int, flags: list[str], *, devices: int = 1, flags_of=lambda hos
         hosts.append(
             subprocess.Popen(
                 [*command, *own],
-                cwd=ROOT,
+                cwd=root_of(number),
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -1,13 +1,14 @@
 """train.py as several processes, each reading its own part of the data."""
 
+import shutil
+
 import numpy as np
 import pytest
 
-from fastervit_jax.models.functional import arrays_of
 from fastervit_jax.training.reporting import read_metrics
 from fastervit_jax.training.workdir import load_trained
 from tests.training.hosts import start
-from tests.training.small_run import FLAGS, as_flags
+from tests.training.small_run import FLAGS, ROOT, as_flags
 
 # SGD: Adam would turn rounding into steps.
 CHANGES = {
@@ -33,21 +34,48 @@ def _losses(workdir) -> list[float]:
     return [record["loss"] for record in read_metrics(workdir) if "loss" in record]
 
 
+def _as_processes(count: int, root, **options) -> None:
+    """Runs on four devices: `data` splits the batch, or with four processes `fsdp` all."""
+    changes = {"mesh__fsdp": 4} if count == 4 else {"mesh__data": 4}
+    workdir = root / options.pop("name", f"run{count}")
+    flags = _flags(workdir, root / "data", **changes)
+    results = start(count, flags, devices=4 // count, **options)
+    assert [code for code, *_ in results] == [0] * count, results
+
+
 @pytest.mark.slow
 def test_two_and_four_processes_are_as_one(tmp_path):
-    for count, mesh in ((1, (4, 1)), (2, (4, 1)), (4, (1, 4))):
-        name, changes = f"run{count}", {"mesh__data": mesh[0], "mesh__fsdp": mesh[1]}
-        flags = _flags(tmp_path / name, tmp_path / "data", **changes)
-        results = start(count, flags, devices=4 // count)
-        assert [code for code, *_ in results] == [0] * count, results
+    """In float64: every parameter after every step."""
+    program = ("-m", "tests.training.float64_steps")
+    for count in (1, 2, 4):
+        _as_processes(count, tmp_path, name=f"{count}.npz", program=program)
+    one = np.load(tmp_path / "1.npz")
+    losses = [float(one[name]) for name in one if name.endswith("/loss")]
+    assert len(set(losses)) == len(losses) == 8, "the losses stand still"
+    for count in (2, 4):
+        other = np.load(tmp_path / f"{count}.npz")
+        assert set(other) == set(one)
+        difference = max(
+            float(np.max(np.abs(other[name] - array) / np.maximum(1, np.abs(array))))
+            for name, array in one.items()
+        )
+        print(f"{count} processes, eight steps in float64: {difference:.1e}")
+        assert difference < 1e-9
+
+
+@pytest.mark.slow
+def test_a_whole_run_as_two_and_four_processes(tmp_path):
+    """train.py itself, in float32, where only the first steps can be compared."""
+    for count in (1, 2, 4):
+        _as_processes(count, tmp_path)
     one = _losses(tmp_path / "run1")
     assert len(one) == 22
-    weights = arrays_of(load_trained(tmp_path / "run1").model)[0]
     for count in (2, 4):
-        np.testing.assert_allclose(_losses(tmp_path / f"run{count}"), one, rtol=1e-5)
-        other = arrays_of(load_trained(tmp_path / f"run{count}").model)[0]
-        for name, array in weights.items():
-            np.testing.assert_allclose(other[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
+        other = _losses(tmp_path / f"run{count}")
+        np.testing.assert_allclose(other[:5], one[:5], rtol=1e-5)
+        # What is left of a gap that rounding opens: other images would leave another loss.
+        np.testing.assert_allclose(other, one, rtol=0.05)
+        assert load_trained(tmp_path / f"run{count}").step == 22
 
 
 def test_hosts_that_disagree_on_the_config_are_refused(tmp_path):
@@ -60,4 +88,20 @@ def test_hosts_that_disagree_on_the_config_are_refused(tmp_path):
     for host, (_, _, errors) in enumerate(results):
         refusal = next(line for line in errors.splitlines() if line.startswith("error: "))
         assert f"The hosts disagree on config.seed: host {host} has '{host}'" in refusal
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_hosts_with_different_code_are_refused(tmp_path):
+    for name in ("fastervit_jax", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name)
+    shutil.copy(ROOT / "train.py", tmp_path / "copy")
+    with (tmp_path / "copy" / "fastervit_jax" / "models" / "stage.py").open("a") as file:
+        file.write("# changed\n")
+    roots = (ROOT, tmp_path / "copy")
+    results = start(2, _flags(tmp_path / "run", tmp_path / "data"), root_of=roots.__getitem__)
+    assert [code for code, *_ in results] == [1, 1]
+    for _, _, errors in results:
+        assert "error: The hosts disagree on the code of fastervit_jax: host" in errors
+        assert "install the same version everywhere" in errors
     assert not (tmp_path / "run").exists()
