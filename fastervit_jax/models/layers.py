@@ -182,6 +182,11 @@ class DropPath(nnx.Module):
         self.keep: float | jax.Array = 1 - rate
         self.deterministic = False
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What `nnx.view` calls."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         if self.deterministic or (isinstance(self.keep, float | int) and self.keep == 1):
             return x
