@@ -106,7 +106,11 @@ class Reporter:
                 self.flush()
                 if self._file is not None:
                     self._file.close()
-            self._board.close()
+            try:
+                self._board.close()
+            except OSError:
+                # tensorboardX tries again when Python ends, and would print a trace then.
+                self._board.file_writer.event_writer.close = lambda: None
         if self._wandb:
             self._wandb.finish()
 
