@@ -2,7 +2,7 @@
 
     python benchmarks/pods.py [--results=benchmarks/results/pods.json] [MODEL_NUMBER:TOPOLOGY …]
 
-compiles each row in a process of its own (libtpu allows one at a time) and writes it to the results
+compiles each row in a process of its own (which gives its memory back) and writes it to the results
 as soon as it is done; rows that are there already are left alone. Without a TPU: `pip install
 libtpu`. Twenty-one compilations take hours on a small machine. `--table` prints the results.
 """

@@ -113,8 +113,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # parts of a batch that go through the network one after the other
     # Stages, 1 to 4, whose blocks are computed again for the gradient, to save memory: (1, 2).
     config.remat = ()
-    # Whether the attention blocks of a stage are compiled once and run as a loop: a third of the
-    # time to compile, or less, for a step that is a little slower.
+    # Whether the attention blocks of a stage run as one loop: deep networks compile in half the
+    # time or less, and take more memory (benchmarks/NOTES.md).
     config.scan_blocks = False
     config.max_skipped_in_a_row = 10  # steps with non-finite gradients, after which a run stops
 
