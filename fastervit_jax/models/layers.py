@@ -93,7 +93,7 @@ def _depthwise(images: jax.Array, kernel: jax.Array, strides, padding, **options
 def one_pass_variance(dtype) -> bool:
     """Whether a variance may be taken as mean(x²) − mean(x)², which reads x once instead of twice.
 
-    In float32 that loses about mean² · 2⁻²⁴. Inputs of 16 bits have lost mean² · 2⁻¹⁸ or more to
+    In float32 that loses about mean² · 2⁻²⁴. Inputs of 16 bits have lost mean² · 2⁻²² or more to
     their own rounding; for wider ones the second pass, as torch has it, is worth its time.
     """
     return jnp.finfo(dtype).bits <= 16

@@ -76,9 +76,7 @@ def _compiled_sum(sharding: Sharding):
     if not isinstance(sharding, NamedSharding):
         return jax.jit(lambda array: _sum_of_mixed(array, _places(array.shape, (), {}))[None])
     mesh, spec = sharding.mesh, sharding.spec
-    used = [
-        name for names in spec for name in ((names,) if isinstance(names, str) else names or ())
-    ]
+    used = [name for axis in range(len(spec)) for name in _names(spec, axis)]
 
     def part(array: jax.Array) -> jax.Array:
         total = _sum_of_mixed(array, _places(array.shape, spec, mesh.shape))
