@@ -12,7 +12,6 @@ saving prepares every array before it returns.
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -65,7 +64,6 @@ class Checkpoints:
         """
         self.scores: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_without_orbax_trace)
-        _without_abandoned_writes()
         self._workdir = epath.Path(workdir)
         self._directory = absolute(workdir) / "checkpoints"
         if not read_only:
@@ -337,21 +335,6 @@ def _on_host(state: TrainState) -> TrainState:
     kind = "pinned_host" if "pinned_host" in kinds else None
     places = jax.tree.map(lambda array: array.sharding.with_memory_kind(kind), state)
     return jax.device_put(state, places, may_alias=False)
-
-
-def _without_abandoned_writes() -> None:
-    """Keeps TensorStore from printing a trace for every write beside one that failed: they end in a
-    loop that Orbax has closed by then."""
-    before = sys.excepthook
-    if getattr(before, "without_abandoned_writes", False):
-        return
-
-    def hook(kind, error, trace):
-        if kind is not RuntimeError or str(error) != "Event loop is closed":
-            before(kind, error, trace)
-
-    hook.without_abandoned_writes = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
 
 
 def _parts(state: TrainState) -> dict:
