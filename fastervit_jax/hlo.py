@@ -34,6 +34,11 @@ _FREE |= {"opt-barrier", "partition-id", "replica-id", "iota"}
 # Custom calls of the TPU compiler itself that do the same.
 _FREE_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
 _FREE_CALLS |= {"GatherScatterIndicesBitpacked"}
+# A collective beside computing is a fusion that starts it, fusions that compute and carry
+# it on, and one that ends it; each holds the collective once more.
+_STARTS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
+# The name of an all-reduce of which a chip keeps its part only, as the TPU compiler fuses it.
+_REDUCES_AND_SCATTERS = "all-reduce-scatter"
 # The numbers a vector register of a TPU holds: instructions on fewer are left out, and counted.
 _REGISTER = 8 * 128
 
@@ -254,6 +259,7 @@ def cost(program: Program) -> Cost:
 
 def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
     arrays = _arrays_by_name(program)
+    started = _started(program)
     cycles = moved = prefetched = small = products = 0
     collectives: Counter[tuple[str, int]] = Counter()
     collective_bytes: Counter[tuple[str, int]] = Counter()
@@ -262,6 +268,8 @@ def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
         instruction, times = step.instruction, step.times
         products += times * multiply_adds(instruction, arrays)
         kind = _collective(instruction)
+        if kind and step.fused:
+            kind = _fused_kind(program, step, kind, started)
         if kind:
             key = kind, _group_size(instruction)
             collectives[key] += times
@@ -274,6 +282,8 @@ def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
         size = max((array.size for array in instruction.results), default=0)
         total_bytes = sum(array.bytes for array in instruction.results)
         what = _without_estimate(instruction)
+        if what == "fusion" and _is_collective(program, instruction.called("calls")):
+            what = "free"  # beside computing, on the links
         if what == "prefetch":
             prefetched += times * instruction.results[0].bytes
         elif what == "free":
@@ -473,6 +483,41 @@ def _products_along(out, size, window, stride, pad, lhs_dilate, rhs_dilate) -> i
 def _collective(instruction: Instruction) -> str | None:
     kind = instruction.opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
+
+
+def _root_target(program: Program, computation: str) -> str:
+    return _target(program.computations[computation][-1])
+
+
+def _is_collective(program: Program, computation: str) -> bool:
+    """Whether a fusion is a collective, its start or its end, and nothing else."""
+    if computation.startswith(_REDUCES_AND_SCATTERS):
+        return True
+    return _root_target(program, computation) in (_STARTS, _ENDS)
+
+
+def _started(program: Program) -> set[int]:
+    """Channels of the collectives that fusions start."""
+    return {
+        _channel(instruction)
+        for name, body in program.computations.items()
+        if body and _root_target(program, name) == _STARTS
+        for instruction in body
+        if _collective(instruction)
+    }
+
+
+def _fused_kind(program: Program, step: Executed, kind: str, started: set[int]) -> str | None:
+    """The kind of a collective in a fusion; None where it was counted when it started."""
+    if step.computation.startswith(_REDUCES_AND_SCATTERS):
+        return "reduce-scatter"
+    if _root_target(program, step.computation) == _STARTS:
+        return kind
+    return None if _channel(step.instruction) in started else kind
+
+
+def _channel(instruction: Instruction) -> int:
+    return _number(r"channel_id=(\d+)", instruction.attributes, -1)
 
 
 def _collective_bytes(instruction: Instruction, arrays) -> int:

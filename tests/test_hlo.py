@@ -125,6 +125,60 @@ def test_collectives_are_told_by_kind_devices_and_bytes(groups, size):
     }
 
 
+ASYNC = """
+%start.body (p: bf16[1,512]) -> (bf16[1,512], bf16[4,512]) {
+  %p = bf16[1,512]{1,0} parameter(0)
+  %g = bf16[4,512]{1,0} all-gather(%p), channel_id=7, GROUPS
+  ROOT %s = (bf16[1,512], bf16[4,512]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%carried.body (q: bf16[1,512], x.1: f32[64,64]) -> f32[64,64] {
+  %q = bf16[1,512]{1,0} parameter(0)
+  %x.1 = f32[64,64]{1,0} parameter(1)
+  %g.1 = bf16[4,512]{1,0} all-gather(%q), channel_id=CARRIED, GROUPS
+  ROOT %d = f32[64,64]{1,0} dot(%x.1, %x.1), lhs_contracting_dims={1}
+}
+
+%done.body (r: bf16[1,512]) -> bf16[4,512] {
+  %r = bf16[1,512]{1,0} parameter(0)
+  %g.2 = bf16[4,512]{1,0} all-gather(%r), channel_id=7, GROUPS
+  ROOT %e = bf16[4,512]{1,0} custom-call(%r, %g.2), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.1 (t: f32[64,64]) -> f32[16,64] {
+  %t = f32[64,64]{1,0} parameter(0)
+  %u = f32[64,64]{1,0} all-reduce(%t), channel_id=8, GROUPS, to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %v = f32[16,64]{1,0} dynamic-slice(%u, %zero, %zero), dynamic_slice_sizes={16,64}
+}
+""".replace("GROUPS", "replica_groups={{0,1,2,3}}")
+RUN_ASYNC = """
+  %small = bf16[1,512]{1,0} parameter(0)
+  %x = f32[64,64]{1,0} parameter(1)
+  %a = (bf16[1,512]{1,0}, bf16[4,512]{1,0}) fusion(%small), kind=kCustom, calls=%start.body
+  %b = f32[64,64]{1,0} fusion(%small, %x), kind=kOutput, calls=%carried.body, ESTIMATE
+  %c = bf16[4,512]{1,0} fusion(%small), kind=kCustom, calls=%done.body
+  ROOT %f = f32[16,64]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
+"""
+
+
+def test_a_collective_beside_computing_counts_once_and_an_all_reduce_kept_in_part_by_its_name():
+    """What the TPU compiler makes of fsdp: started, carried on inside a product, ended."""
+    entry = RUN_ASYNC.replace("ESTIMATE", CYCLES.format(9))
+    cost = hlo.cost(_program(entry, ASYNC.replace("CARRIED", "7")))
+    assert cost.collectives == {
+        ("all-gather", 4): (1, 2 * 4 * 512),
+        ("reduce-scatter", 4): (1, 4 * 64**2),
+    }
+    assert (cost.cycles, cost.multiply_adds, cost.unknown) == (9, 64**3, ())
+
+
+def test_what_nothing_started_counts_and_computing_beside_a_collective_needs_an_estimate():
+    cost = hlo.cost(_program(RUN_ASYNC, ASYNC.replace("CARRIED", "9")))
+    assert cost.collectives["all-gather", 4] == (2, 2 * 2 * 4 * 512)
+    assert cost.unknown == ("1 × fusion b",)
+
+
 def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no HLO program"):
         hlo.parse("nothing")

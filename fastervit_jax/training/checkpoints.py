@@ -12,6 +12,7 @@ saving prepares every array before it returns.
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ class Checkpoints:
         """
         self.scores: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_without_orbax_trace)
+        _without_abandoned_writes()
         self._workdir = epath.Path(workdir)
         self._directory = absolute(workdir) / "checkpoints"
         if not read_only:
@@ -335,6 +337,22 @@ def _on_host(state: TrainState) -> TrainState:
     kind = "pinned_host" if "pinned_host" in kinds else None
     places = jax.tree.map(lambda array: array.sharding.with_memory_kind(kind), state)
     return jax.device_put(state, places, may_alias=False)
+
+
+def _without_abandoned_writes() -> None:
+    """Where one write fails, Orbax closes the loop in which the others would have ended, and
+    TensorStore would print a trace for each of them."""
+    before = sys.unraisablehook
+    if getattr(before, "without_abandoned_writes", False):
+        return
+
+    def hook(unraisable) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    hook.without_abandoned_writes = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def _parts(state: TrainState) -> dict:

@@ -1,8 +1,12 @@
 """Checkpoints: what is kept, and what happens to damaged ones."""
 
+import contextlib
 import json
 import resource
 import shutil
+import sys
+import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -177,11 +181,20 @@ def test_an_older_format_is_refused(workdir):
     assert (workdir / "checkpoints" / "6").is_dir()
 
 
+@contextlib.contextmanager
+def _files_of_at_most(size: int):
+    """Makes writing larger files fail, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_save_that_fails_in_the_background_is_reported(workdir):
     checkpoints = Checkpoints(workdir)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # files of 2,000 bytes at most
-    try:
+    with _files_of_at_most(2000):
         checkpoints.save(9, _state(9), ABOUT)
         with pytest.raises(OSError, match=r"of step 9 could not .*\. The one of step 6 is whole"):
             checkpoints.wait()
@@ -189,9 +202,24 @@ def test_a_save_that_fails_in_the_background_is_reported(workdir):
             checkpoints.check()
         with pytest.raises(OSError, match="of step 9 could not be written"):
             checkpoints.save(12, _state(12), ABOUT)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     _assert_is(_restore(workdir), 6)
+
+
+def test_writes_beside_one_that_failed_end_without_a_word(tmp_path, monkeypatch):
+    """TensorStore's own words go to sys.unraisablehook, hundreds of times where 800 arrays fail."""
+    words = []
+    monkeypatch.setattr(sys, "unraisablehook", words.append)
+    params = {f"layer.{i}": jnp.full((40, 50), i, jnp.float32) for i in range(400)}
+    checkpoints = Checkpoints(tmp_path)
+    with _files_of_at_most(2000):
+        checkpoints.save(1, new_state(params, {}, OPTIMIZER), ABOUT)
+        with pytest.raises(OSError, match="of step 1 could not be written"):
+            checkpoints.wait()
+        time.sleep(1)  # for the writes that go on
+    assert not words
+    error = ValueError("another word")
+    sys.unraisablehook(error_args := types.SimpleNamespace(exc_value=error))
+    assert words == [error_args]
 
 
 def test_a_save_under_way_is_not_disturbed_by_donation(tmp_path):
