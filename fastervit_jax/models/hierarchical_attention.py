@@ -132,10 +132,16 @@ class HierarchicalAttentionBlock(nnx.Module):
 
     def _propagated(self, per_window: jax.Array) -> jax.Array:
         """Carrier tokens [N·windows, ct², C] for each position of their window: [.., side², C]."""
-        # Nearest neighbour, with torch's float32 index.
-        ratio = np.float32(self.ct_size / self.window_size)
-        near = np.floor(np.arange(self.window_size, dtype=np.float32) * ratio).astype(np.int32)
-        token = near[:, None] * self.ct_size + near[None, :]
-        spread = per_window[:, token.reshape(-1)]
         scale = self.carrier_layer.attention_scale
-        return spread if scale is None else scale(spread)
+        picture = per_window if scale is None else scale(per_window)
+        picture = picture.reshape(-1, self.ct_size, self.ct_size, picture.shape[-1])
+        # Nearest neighbour, with torch's float32 index; without a gather, which is slow on TPUs.
+        ratio = np.float32(self.ct_size / self.window_size)
+        near = np.floor(np.arange(self.window_size, dtype=np.float32) * ratio).astype(int)
+        times = np.bincount(near, minlength=self.ct_size)
+        for axis in (1, 2):
+            parts = jnp.split(picture, self.ct_size, axis)
+            picture = jnp.concatenate(
+                [jnp.repeat(part, n, axis) for part, n in zip(parts, times, strict=True)], axis
+            )
+        return picture.reshape(-1, self.window_size**2, picture.shape[-1])

@@ -16,6 +16,10 @@ _REMOTE_EVERY = 30
 """Seconds between two versions of a file in a bucket, which takes one a second at most."""
 
 
+_BOARD_EVERY = 120
+"""Seconds after which TensorBoard sees what is new; for a bucket, all events are sent again."""
+
+
 class Reporter:
     """Writes records to `metrics.jsonl`, one JSON object a line, to TensorBoard, and elsewhere.
 
@@ -41,19 +45,17 @@ class Reporter:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        import tensorboardX
-
         self._wandb = _start_wandb(wandb_project, workdir)
         self._write_all()
         if not is_remote(workdir):
             self._file = self._path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=resume_step + 1)
+        self._board = _Board(workdir, purge_step=resume_step + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Records values at a step.
 
         Raises:
-            OSError: the file cannot be written to.
+            OSError: the work directory cannot be written to.
         """
         record = {"step": step, **{key: _number(value) for key, value in values.items()}}
         self._records.append(record)
@@ -65,14 +67,12 @@ class Reporter:
                 self._file.flush()
             elif time.monotonic() - self._written > _REMOTE_EVERY:
                 self._write_all()
+            self._board.write(record)
         except OSError as error:
             raise OSError(
-                f"{self._path} cannot be written to ({error.strerror}): make room there, or repair "
-                f"what is amiss, and start the same command again."
+                f"{self._path.parent} cannot be written to ({error.strerror}): make room there, or "
+                f"repair what is amiss, and start the same command again."
             ) from None
-        for key, value in record.items():
-            if key != "step" and value is not None:
-                self._board.add_scalar(key, value, step)
         if self._wandb:
             self._wandb.log(record, step=step)
 
@@ -106,13 +106,47 @@ class Reporter:
                 self.flush()
                 if self._file is not None:
                     self._file.close()
-            try:
+            with contextlib.suppress(OSError):
                 self._board.close()
-            except OSError:
-                # tensorboardX tries again when Python ends, and would print a trace then.
-                self._board.file_writer.event_writer.close = lambda: None
         if self._wandb:
             self._wandb.finish()
+
+
+class _Board:
+    """A file of TensorBoard events, written by the thread that calls.
+
+    tensorboardX's SummaryWriter has a thread of its own, in which a full disk ends with a trace.
+    """
+
+    def __init__(self, workdir: epath.Path, *, purge_step: int):
+        """Opens the file; TensorBoard drops what older files say of `purge_step` and later."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        self._events = EventsWriter(str(workdir / "events"))
+        self._write(purge_step, file_version="brain.Event:2")
+        self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
+        self._flushed = -math.inf
+
+    def write(self, record: dict) -> None:
+        """Writes a record's values; raises OSError."""
+        from tensorboardX.summary import scalar
+
+        for key, value in record.items():
+            if key != "step" and value is not None:
+                self._write(record["step"], summary=scalar(key, value))
+        if time.monotonic() - self._flushed > _BOARD_EVERY:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Finishes the file; raises OSError."""
+        self._events.close()
+
+    def _write(self, step: int, **content) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 def _start_wandb(project: str, workdir: epath.Path):
