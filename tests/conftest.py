@@ -2,11 +2,27 @@
 
 import importlib.util
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+# What one test has compiled the others read, workers and the programs they start too: most of the
+# time is spent compiling.
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_OWN_CACHE = None
+if _CACHE not in os.environ:
+    os.environ[_CACHE] = _OWN_CACHE = tempfile.mkdtemp(prefix="fastervit_jax_tests_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_unconfigure():
+    """Removes the compiled programs, in the process that made their directory."""
+    if _OWN_CACHE:
+        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter):

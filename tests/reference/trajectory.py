@@ -150,7 +150,8 @@ def _our_steps(model: FasterViT, batches: list, dtype: str):
     optimizer = optax.chain(keep, adamw)
     state = new_state(*arrays_of(model), optimizer)
     mesh = make_mesh(devices=jax.devices()[:1])
-    step = jax.jit(make_train_step(PureModel(model), optimizer, settings, mesh))
+    step = make_train_step(PureModel(model), optimizer, settings, mesh)
+    step = official.quick_jit(step)
     for batch in batches:
         state, metrics = step(state, place_batch(batch, mesh))
         yield {

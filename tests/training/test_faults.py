@@ -29,7 +29,7 @@ def mount(tmp_path):
 
 def _error(result) -> str:
     assert result.returncode == 1, (result.stdout, result.stderr)
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
     return line
 

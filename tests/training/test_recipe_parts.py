@@ -37,56 +37,46 @@ def test_batch_norm_in_groups_is_the_groups_one_by_one():
     assert np.abs(result - ungrouped(images)).max() > 0.1
 
 
-def _step_metrics(settings, *, average_scale: float = 1.0) -> dict:
-    """Metrics and loss of one step, the moving average's head scaled."""
+def _compiled_step(**changes):
+    settings = dataclasses.replace(small.SETTINGS, **changes)
     mesh = small.make_mesh(devices=jax.devices()[:1])
+    step = small.make_train_step(small.PureModel(small.MODEL), small.OPTIMIZER, settings, mesh)
+    step = jax.jit(step, compiler_options=small.QUICK_COMPILATION)
+    (batch,) = small._batches(1)
+    return lambda state: step(state, small.place_batch(batch, mesh))
+
+
+def _state(step: int, *, average_scale: float = 1.0):
+    """A state after some steps, the moving average's head scaled."""
     state = small.new_state(*small.arrays_of(small.MODEL), small.OPTIMIZER)
     average = {
         name: array * (average_scale if name.startswith("head.kernel") else 1)
         for name, array in state.average.items()
     }
-    state = dataclasses.replace(state, average=average)
-    step = small.make_train_step(small.PureModel(small.MODEL), small.OPTIMIZER, settings, mesh)
-    compiled = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
-    (batch,) = small._batches(1)
-    return {"state": compiled(state, small.place_batch(batch, mesh))}
+    return dataclasses.replace(state, average=average, step=jnp.asarray(step, state.step.dtype))
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return _step_metrics(small.SETTINGS)["state"]
-
-
-def test_mesa_adds_its_divergence_from_its_start_on(plain):
-    settings = dataclasses.replace(small.SETTINGS, mesa_weight=0.5, mesa_start=0)
-    state, metrics = _step_metrics(settings, average_scale=30.0)["state"]
-    assert float(metrics["mesa"]) > 1e-4
-    added = 0.5 * MESA_FACTOR * float(metrics["mesa"])
-    assert float(metrics["loss"]) == pytest.approx(float(plain[1]["loss"]) + added, rel=1e-5)
-    moved = np.abs(state.params["head.kernel"] - plain[0].params["head.kernel"]).max()
-    assert moved > 1e-6
-
-
-def test_mesa_waits_for_its_start(plain):
-    settings = dataclasses.replace(small.SETTINGS, mesa_weight=0.5, mesa_start=1)
-    state, metrics = _step_metrics(settings, average_scale=30.0)["state"]
-    assert float(metrics["mesa"]) == 0
-    np.testing.assert_allclose(
-        state.params["head.kernel"], plain[0].params["head.kernel"], rtol=1e-5, atol=1e-7
-    )
+def test_mesa_adds_its_divergence_from_its_start_on():
+    plain, mesa = _compiled_step(), _compiled_step(mesa_weight=0.5, mesa_start=1)
+    for step in (0, 1):
+        without, expected = plain(_state(step))
+        state, metrics = mesa(_state(step, average_scale=30.0))
+        added = 0.5 * MESA_FACTOR * float(metrics["mesa"])
+        assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]) + added, rel=1e-5)
+        moved = np.abs(state.params["head.kernel"] - without.params["head.kernel"]).max()
+        if step == 0:
+            assert float(metrics["mesa"]) == 0
+            assert moved < 1e-6
+        else:
+            assert float(metrics["mesa"]) > 1e-4
+            assert moved > 1e-6
 
 
 def test_a_step_without_finite_gradients_changes_nothing_but_the_counts():
-    mesh = small.make_mesh(devices=jax.devices()[:1])
-    state = small.new_state(*small.arrays_of(small.MODEL), small.OPTIMIZER)
+    state = _state(0)
     broken = {**state.params, "head.bias": state.params["head.bias"].at[0].set(jnp.nan)}
     state = dataclasses.replace(state, params=broken)
-    step = small.make_train_step(
-        small.PureModel(small.MODEL), small.OPTIMIZER, small.SETTINGS, mesh
-    )
-    compiled = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
-    (batch,) = small._batches(1)
-    new, metrics = compiled(state, small.place_batch(batch, mesh))
+    new, metrics = _compiled_step()(state)
     assert int(metrics["skipped"]) == int(new.skipped) == int(new.skipped_in_a_row) == 1
     assert int(new.step) == 1
     for part in ("params", "statistics", "average"):

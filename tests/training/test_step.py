@@ -14,6 +14,7 @@ from fastervit_jax.training.mesh import make_mesh, place_batch
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.state import abstract_state, new_state, place_state
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
+from tests.training.eight_devices import QUICK_COMPILATION
 
 NETWORK = variant_config(
     "faster_vit_3_224",
@@ -53,10 +54,11 @@ def _run(steps: int, *, devices: int, **mesh_sizes):
     step_function = make_train_step(PureModel(MODEL), OPTIMIZER, SETTINGS, mesh)
     step = compile_train_step(step_function, abstract_state(MODEL, OPTIMIZER, mesh), mesh)
     state = place_state(MODEL, OPTIMIZER, mesh)
-    losses = []
+    losses, compiled = [], None
     for batch in _batches(steps):
-        old = state
-        state, metrics = step(state, place_batch(batch, mesh))
+        old, batch = state, place_batch(batch, mesh)
+        compiled = compiled or step.lower(state, batch).compile(QUICK_COMPILATION)
+        state, metrics = compiled(state, batch)
         losses.append(float(metrics["loss"]))
     return losses, state, old
 
@@ -134,7 +136,8 @@ def test_step_against_its_definition():
     params, statistics = arrays_of(module)
     state = new_state(params, statistics, OPTIMIZER)
     mesh = make_mesh(devices=jax.devices()[:1])
-    step = jax.jit(make_train_step(PureModel(nnx.clone(module)), OPTIMIZER, settings, mesh))
+    step = make_train_step(PureModel(nnx.clone(module)), OPTIMIZER, settings, mesh)
+    step = jax.jit(step, compiler_options=QUICK_COMPILATION)
     (batch,) = _batches(1)
     new, metrics = step(state, place_batch(batch, mesh))
 
