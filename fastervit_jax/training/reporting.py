@@ -15,7 +15,6 @@ from fastervit_jax.files import is_remote, write_whole
 _REMOTE_EVERY = 30
 """Seconds between two versions of a file in a bucket, which takes one a second at most."""
 
-
 _BOARD_EVERY = 120
 """Seconds after which TensorBoard sees what is new; for a bucket, all events are sent again."""
 
@@ -70,8 +69,8 @@ class Reporter:
             self._board.write(record)
         except OSError as error:
             raise OSError(
-                f"{self._path.parent} cannot be written to ({error.strerror}): make room there, or "
-                f"repair what is amiss, and start the same command again."
+                f"{self._path.parent} cannot be written to ({error.strerror or error}): make room "
+                f"there, or repair what is amiss, and start the same command again."
             ) from None
         if self._wandb:
             self._wandb.log(record, step=step)
