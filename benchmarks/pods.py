@@ -9,6 +9,7 @@ libtpu`. Twenty-one compilations take hours on a small machine. `--table` prints
 
 import argparse
 import dataclasses
+import datetime
 import json
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def compile_row(number: int, topology: str) -> dict:
         "seconds": step.seconds,
         "images_per_second": step.images_per_second(),
         "peak_share": step.peak_share(),
+        "date": datetime.date.today().isoformat(),
         "jax": jax.__version__,
         "libtpu": __import__("importlib.metadata").metadata.version("libtpu"),
     }
@@ -73,6 +75,7 @@ def table(rows: list[dict]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in sorted(rows, key=lambda row: (row["model"], row["topology"])):
         mesh = "×".join(str(size) for size in row["mesh"].values())
+        mesh += ", loops" if row["flags"].get("scan_blocks") else ""
         cells = [row["model"], row["topology"], mesh]
         if row["cost"] is None:
             cells += ["does not fit", *["–"] * 5]
