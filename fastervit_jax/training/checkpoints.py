@@ -10,6 +10,7 @@ saving prepares every array before it returns.
 """
 
 import json
+import logging as std_logging
 import os
 import re
 import sys
@@ -65,6 +66,7 @@ class Checkpoints:
         """
         self.scores: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_without_orbax_trace)
+        std_logging.getLogger("asyncio").addFilter(_without_orbax_tasks)
         _without_abandoned_writes()
         self._workdir = epath.Path(workdir)
         self._directory = absolute(workdir) / "checkpoints"
@@ -327,6 +329,12 @@ def _without_orbax_trace(record) -> bool:
     if "orbax" in record.pathname:
         record.exc_info = None
     return True
+
+
+def _without_orbax_tasks(record) -> bool:
+    """Where one write fails, asyncio logs a trace for the others that fail with it."""
+    message = record.getMessage()
+    return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
 
 
 def _on_host(state: TrainState) -> TrainState:

@@ -1,6 +1,8 @@
 """Checkpoints: what is kept, and what happens to damaged ones."""
 
+import asyncio
 import contextlib
+import gc
 import json
 import resource
 import shutil
@@ -220,6 +222,21 @@ def test_writes_beside_one_that_failed_end_without_a_word(tmp_path, monkeypatch)
     error = ValueError("another word")
     sys.unraisablehook(error_args := types.SimpleNamespace(exc_value=error))
     assert words == [error_args]
+
+
+@pytest.mark.parametrize("file, said", [("orbax/checkpoint/x.py", 0), ("other/x.py", 1)])
+def test_tasks_that_fail_beside_one_another_end_without_a_word(tmp_path, caplog, file, said):
+    """Orbax leaves exceptions of its tasks unread where several writes fail at once."""
+    Checkpoints(tmp_path).close()
+    names: dict = {}
+    exec(compile("async def write(): raise ValueError('no room')", file, "exec"), names)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(names["write"]())
+    loop.run_until_complete(asyncio.wait([task]))
+    loop.close()
+    del task
+    gc.collect()
+    assert caplog.text.count("Task exception was never retrieved") == said
 
 
 def test_a_save_under_way_is_not_disturbed_by_donation(tmp_path):
