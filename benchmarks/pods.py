@@ -21,7 +21,7 @@ BATCH_SIZE = 4096
 # What makes each fit: the larger ones split their state among 16 chips.
 SPLIT = {(4, "v5e:16x16"), (5, "v5e:16x16"), (6, "v5e:16x16")}
 SPLIT |= {(5, "v6e:16x16"), (6, "v6e:16x16"), (6, "v5p:4x4x4")}
-# The deep ones as loops, which take a fraction of the time to compile.
+# The wide ones as loops, which compile sooner (NOTES.md).
 LOOPS = (3, 4, 5, 6)
 
 

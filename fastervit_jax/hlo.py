@@ -37,6 +37,8 @@ _FREE_CALLS |= {"GatherScatterIndicesBitpacked"}
 # A collective beside computing is a fusion that starts it, fusions that compute and carry
 # it on, and one that ends it; each holds the collective once more.
 _STARTS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
+# Collectives without a channel cannot be told apart, so each of them counts.
+_NO_CHANNEL = -1
 # The name of an all-reduce of which a chip keeps its part only, as the TPU compiler fuses it.
 _REDUCES_AND_SCATTERS = "all-reduce-scatter"
 # The numbers a vector register of a TPU holds: instructions on fewer are left out, and counted.
@@ -504,7 +506,7 @@ def _started(program: Program) -> set[int]:
         if body and _root_target(program, name) == _STARTS
         for instruction in body
         if _collective(instruction)
-    }
+    } - {_NO_CHANNEL}
 
 
 def _fused_kind(program: Program, step: Executed, kind: str, started: set[int]) -> str | None:
@@ -517,7 +519,7 @@ def _fused_kind(program: Program, step: Executed, kind: str, started: set[int]) 
 
 
 def _channel(instruction: Instruction) -> int:
-    return _number(r"channel_id=(\d+)", instruction.attributes, -1)
+    return _number(r"channel_id=(\d+)", instruction.attributes, _NO_CHANNEL)
 
 
 def _collective_bytes(instruction: Instruction, arrays) -> int:

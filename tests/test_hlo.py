@@ -173,6 +173,12 @@ def test_a_collective_beside_computing_counts_once_and_an_all_reduce_kept_in_par
     assert (cost.cycles, cost.multiply_adds, cost.unknown) == (9, 64**3, ())
 
 
+def test_collectives_without_a_channel_all_count():
+    others = ASYNC.replace("channel_id=7, ", "").replace("channel_id=CARRIED, ", "")
+    cost = hlo.cost(_program(RUN_ASYNC.replace("ESTIMATE", CYCLES.format(9)), others))
+    assert cost.collectives["all-gather", 4] == (3, 3 * 2 * 4 * 512)
+
+
 def test_what_nothing_started_counts_and_computing_beside_a_collective_needs_an_estimate():
     cost = hlo.cost(_program(RUN_ASYNC, ASYNC.replace("CARRIED", "9")))
     assert cost.collectives["all-gather", 4] == (2, 2 * 2 * 4 * 512)

@@ -1,10 +1,8 @@
 """Checkpoints: what is kept, and what happens to damaged ones."""
 
 import asyncio
-import contextlib
 import gc
 import json
-import resource
 import shutil
 import sys
 import time
@@ -18,6 +16,7 @@ import pytest
 
 from fastervit_jax.training.checkpoints import Checkpoints, DamagedCheckpointError
 from fastervit_jax.training.state import TrainState, new_state
+from tests.training.full_disk import files_of_at_most
 
 OPTIMIZER = optax.adam(0.1)
 RNG = np.random.default_rng(0)
@@ -183,20 +182,9 @@ def test_an_older_format_is_refused(workdir):
     assert (workdir / "checkpoints" / "6").is_dir()
 
 
-@contextlib.contextmanager
-def _files_of_at_most(size: int):
-    """Makes writing larger files fail, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_save_that_fails_in_the_background_is_reported(workdir):
     checkpoints = Checkpoints(workdir)
-    with _files_of_at_most(2000):
+    with files_of_at_most(2000):
         checkpoints.save(9, _state(9), ABOUT)
         with pytest.raises(OSError, match=r"of step 9 could not .*\. The one of step 6 is whole"):
             checkpoints.wait()
@@ -213,7 +201,7 @@ def test_writes_beside_one_that_failed_end_without_a_word(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "unraisablehook", words.append)
     params = {f"layer.{i}": jnp.full((40, 50), i, jnp.float32) for i in range(400)}
     checkpoints = Checkpoints(tmp_path)
-    with _files_of_at_most(2000):
+    with files_of_at_most(2000):
         checkpoints.save(1, new_state(params, {}, OPTIMIZER), ABOUT)
         with pytest.raises(OSError, match="of step 1 could not be written"):
             checkpoints.wait()

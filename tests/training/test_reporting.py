@@ -1,7 +1,6 @@
 """What a run leaves to look at, read back without the code that wrote it."""
 
 import json
-import resource
 import struct
 
 import pytest
@@ -9,6 +8,7 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from fastervit_jax.training.reporting import Reporter
+from tests.training.full_disk import files_of_at_most
 
 
 def _events(path) -> list[Event]:
@@ -41,14 +41,10 @@ def test_a_resumed_run_tells_tensorboard_from_where(tmp_path):
 
 
 def test_a_full_disk_is_told_by_the_write_and_not_again(tmp_path, capfd):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     reporter = Reporter(epath.Path(tmp_path), resume_step=0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # files of 2,000 bytes at most
-    try:
+    with files_of_at_most(2000):
         with pytest.raises(OSError, match=f"{tmp_path} cannot be written to .*: make room"):
             for step in range(1000):
                 reporter.write(step, loss=1.0)
         reporter.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert capfd.readouterr().err == ""
