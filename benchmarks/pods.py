@@ -22,7 +22,7 @@ BATCH_SIZE = 4096
 SPLIT = {(4, "v5e:16x16"), (5, "v5e:16x16"), (6, "v5e:16x16")}
 SPLIT |= {(5, "v6e:16x16"), (6, "v6e:16x16"), (6, "v5p:4x4x4")}
 # The wide ones as loops, which compile sooner (NOTES.md).
-LOOPS = (3, 4, 5, 6)
+LOOPS = (2, 3, 4, 5, 6)
 
 
 def flags_of(number: int, topology: str) -> dict:

@@ -200,17 +200,16 @@ def apply_mixing(
     _check_images_and_labels(images, labels)
     groups = draw.lam.shape[0]
     check_divisible(images.shape[0], groups, "make {} equal groups")
-    targets = smooth_one_hot(labels, num_classes, smoothing)
-    grouped = images.reshape(groups, -1, *images.shape[1:])
-    grouped_targets = targets.reshape(groups, -1, num_classes)
-    mixed, soft_labels = jax.vmap(_mix_group)(grouped, grouped_targets, draw)
-    return mixed.reshape(images.shape), soft_labels.reshape(targets.shape)
+    mixed = jax.vmap(_mix_group)(images.reshape(groups, -1, *images.shape[1:]), draw)
+    partners = labels.reshape(groups, -1)[:, ::-1].reshape(labels.shape)
+    lam = jnp.repeat(draw.lam, len(labels) // groups)[:, None]
+    own_part = smooth_one_hot(labels, num_classes, smoothing) * lam
+    partner_part = smooth_one_hot(partners, num_classes, smoothing) * (1.0 - lam)
+    return mixed.reshape(images.shape), own_part + partner_part
 
 
-def _mix_group(
-    images: jax.Array, targets: jax.Array, draw: MixingDraw
-) -> tuple[jax.Array, jax.Array]:
-    """Mixes the images [S, H, W, C] and targets [S, K] of one group."""
+def _mix_group(images: jax.Array, draw: MixingDraw) -> jax.Array:
+    """Mixes the images [S, H, W, C] of one group."""
     partners = images[::-1]
     own_part = images.astype(jnp.float32) * draw.lam
     partner_part = partners.astype(jnp.float32) * (1.0 - draw.lam)
@@ -220,8 +219,7 @@ def _mix_group(
 
     inside = inside_box(draw.boxes, images.shape[1], images.shape[2])
     pasted = jnp.where(inside[..., None], partners, images)
-    soft_labels = targets * draw.lam + targets[::-1] * (1.0 - draw.lam)
-    return jnp.where(draw.use_cutmix, pasted, blended), soft_labels
+    return jnp.where(draw.use_cutmix, pasted, blended)
 
 
 def _check_images_and_labels(images: jax.Array, labels: jax.Array) -> None:
