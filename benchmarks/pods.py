@@ -10,6 +10,8 @@ libtpu`. Twenty-one compilations take hours on a small machine. `--table` prints
 import argparse
 import dataclasses
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
@@ -34,9 +36,8 @@ def flags_of(number: int, topology: str) -> dict:
 def compile_row(number: int, topology: str) -> dict:
     """Compiles one row, in this process."""
     sys.path.insert(0, str(ROOT))
-    import importlib.util
-
     import jax
+    import places
 
     from fastervit_jax.training.compile_for import compile_for, describe
 
@@ -50,8 +51,14 @@ def compile_row(number: int, topology: str) -> dict:
     config.update_from_flattened_dict(flags)
     step = compile_for(config, topology)
     print(describe(step), flush=True)
-    row = dataclasses.asdict(step)
+    row = dataclasses.asdict(dataclasses.replace(step, program=None))
+    del row["program"]
     if step.cost:
+        by_place, by_kind = places.split(step.program)  # in millions of cycles
+        row["kinds"], row["places"] = (
+            {name: cycles / 1e6 for name, cycles in part.most_common()}
+            for part in (by_kind, by_place)
+        )
         row["cost"]["collectives"] = [
             {"kind": kind, "chips": group, "count": count, "bytes": total}
             for (kind, group), (count, total) in step.cost.collectives.items()
@@ -64,7 +71,7 @@ def compile_row(number: int, topology: str) -> dict:
         "peak_share": step.peak_share(),
         "date": datetime.date.today().isoformat(),
         "jax": jax.__version__,
-        "libtpu": __import__("importlib.metadata").metadata.version("libtpu"),
+        "libtpu": importlib.metadata.version("libtpu"),
     }
 
 
@@ -99,6 +106,26 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def shares(rows: list[dict]) -> str:
+    """Shares of a step's cycles by kind of operation and by stage, as Markdown."""
+    kinds = ("products", "reductions", "elementwise", "moves")
+    stages = ("stem", "stage1", "stage2", "stage3", "stage4", "head", "rest")
+    lines = [f"| {' | '.join(('model', 'topology', 'million cycles', *kinds, *stages))} |"]
+    lines.append("|---" * (3 + len(kinds) + len(stages)) + "|")
+    for row in sorted(rows, key=lambda row: (row["model"], row["topology"])):
+        if "kinds" not in row:
+            continue
+        whole = sum(row["kinds"].values())
+        parts = [row["kinds"].get(kind, 0) for kind in kinds]
+        parts += [
+            sum(cycles for place, cycles in row["places"].items() if place.split("/")[0] == stage)
+            for stage in stages
+        ]
+        cells = [row["model"], row["topology"], f"{whole:.1f}"]
+        lines.append(f"| {' | '.join(cells + [f'{part / whole:.0%}' for part in parts])} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", help="such as 0:v5e:16x16; by default all")
@@ -130,7 +157,7 @@ def main() -> None:
             rows.append(json.loads(last))
             results.parent.mkdir(exist_ok=True)
             results.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
+    print(f"{table(rows)}\n\n{shares(rows)}")
 
 
 if __name__ == "__main__":

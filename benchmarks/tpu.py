@@ -13,15 +13,14 @@ with what is fused to them), `reductions`, `elementwise`, `moves` (copies and ch
 
 import argparse
 import importlib.metadata
-import re
 import time
-from collections import Counter
 from pathlib import Path
 
 import harness
 import jax
 import jax.numpy as jnp
 import networks
+import places
 
 from fastervit_jax import hlo
 from fastervit_jax.chips import CHIPS, Chip
@@ -33,11 +32,6 @@ from fastervit_jax.training.mesh import batch_sharding, make_mesh, replicated
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.state import abstract_state
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
-
-STAGES = r"stem|stage\d/downsample|stage\d|head"
-PARTS = r"carriers|tokenizer|attention|mlp"
-_MOVES = {"copy", "transpose", "bitcast", "reshape", "slice", "concatenate", "pad", "broadcast"}
-_MOVES |= {"parameter", "constant", "convert", "dynamic-slice", "tuple", "get-tuple-element"}
 
 
 def lower(program: str, name: str, batch: int, mesh):
@@ -70,47 +64,11 @@ def lower(program: str, name: str, batch: int, mesh):
     return step.lower(state, {"image": images, "label": jax.ShapeDtypeStruct((batch,), jnp.int32)})
 
 
-def where(instruction: hlo.Instruction) -> str:
-    """The stage, and the part of an attention layer, that an instruction comes from."""
-    path = re.sub(r"\w+\(|\)", "", instruction.op_name)
-    stage = re.search(STAGES, path)
-    parts = re.findall(PARTS, path)
-    return "/".join([stage.group(0) if stage else "rest", *dict.fromkeys(parts)])
-
-
-def kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
-    """What sort of work an instruction does."""
-    inside = [instruction]
-    if instruction.opcode == "fusion":
-        inside = list(program.computations[instruction.called("calls")])
-        for inner in [i for i in inside if i.opcode == "fusion"]:
-            inside += program.computations[inner.called("calls")]
-    opcodes = {each.opcode for each in inside} - {"fusion"}
-    if opcodes & {"convolution", "dot"}:
-        return "products"
-    if opcodes & {"reduce", "reduce-window"}:
-        return "reductions"
-    return "moves" if opcodes <= _MOVES else "elementwise"
-
-
-def split(program: hlo.Program) -> tuple[Counter, Counter]:
-    """Estimated cycles by where they are spent and by kind."""
-    by_place: Counter[str] = Counter()
-    by_kind: Counter[str] = Counter()
-    steps, _ = hlo.executed(program)
-    for step in steps:
-        if not step.fused and step.instruction.cycles:
-            cycles = step.times * step.instruction.cycles
-            by_place[where(step.instruction)] += cycles
-            by_kind[kind(program, step.instruction)] += cycles
-    return by_place, by_kind
-
-
 def figures(text: str, chip: Chip) -> dict:
     """What a compiled program tells."""
     program = hlo.parse(text)
     cost = hlo.cost(program)
-    by_place, by_kind = split(program)
+    by_place, by_kind = places.split(program)
     computing = cost.cycles / chip.clock + cost.moved_bytes / chip.memory_bandwidth
     seconds = (
         None if cost.unknown else max(computing, cost.prefetched_bytes / chip.memory_bandwidth)

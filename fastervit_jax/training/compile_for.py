@@ -63,6 +63,7 @@ class CompiledStep:
         memory: None where the step does not fit.
         cost: likewise.
         refusal: the compiler's word where the step does not fit.
+        program: what was compiled; None where it does not fit.
     """
 
     topology: str
@@ -78,6 +79,7 @@ class CompiledStep:
     memory: Memory | None
     cost: hlo.Cost | None
     refusal: str
+    program: hlo.Program | None = dataclasses.field(default=None, repr=False)
 
     @property
     def chips(self) -> int:
@@ -159,6 +161,7 @@ def compile_for(config: ml_collections.ConfigDict, topology: str) -> CompiledSte
             raise
         refusal = str(error)
     seconds = time.perf_counter() - begin
+    program = None if compiled is None else hlo.parse(compiled.as_text())
     return CompiledStep(
         topology=topology,
         device_kind=mesh.devices.flat[0].device_kind,
@@ -171,8 +174,9 @@ def compile_for(config: ml_collections.ConfigDict, topology: str) -> CompiledSte
         multiply_adds_by_hand=step_multiply_adds(config, mesh.size),
         compile_seconds=seconds,
         memory=compiled and _memory(compiled),
-        cost=compiled and hlo.cost(hlo.parse(compiled.as_text())),
+        cost=None if program is None else hlo.cost(program),
         refusal=refusal,
+        program=program,
     )
 
 
