@@ -86,6 +86,7 @@ def skeleton(config: ml_collections.ConfigDict, mesh: Mesh) -> FasterViT:
     """
     model = abstract_model(model_config(config), dtype=jnp.dtype(config.model.dtype))
     model.set_attributes(group_size=batch_norm_group(config))
+    model.set_attributes(tokens_last=mesh.devices.flat[0].platform == "tpu")
     for stage in config.remat:
         model.stages[stage - 1].set_attributes(remat=True)
     if config.scan_blocks:
