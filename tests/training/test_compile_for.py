@@ -7,10 +7,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from fastervit_jax import hlo
 from fastervit_jax.chips import CHIPS
+from fastervit_jax.models.attention import Attention
 from fastervit_jax.models.counting import multiply_adds
 from fastervit_jax.training.compile_for import CompiledStep, Memory, describe, step_multiply_adds
 from fastervit_jax.training.config import model_config
@@ -120,6 +122,22 @@ def test_the_compiler_agrees_with_the_multiply_adds_a_cycle(topology, kind, monk
     assert cost.unknown == ()
     share = cost.multiply_adds / cost.cycles / CHIPS[kind].multiply_adds_per_cycle
     assert 0.85 < share <= 1
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_attention_has_the_layout_of_the_mesh_it_runs_on():
+    from fastervit_jax.training.compile_for import topology_devices
+    from fastervit_jax.training.mesh import make_mesh
+    from fastervit_jax.training.recipe import skeleton
+
+    config = recipe("smoke")
+    for devices, expected in ((topology_devices("v5e:1x1"), True), (jax.devices("cpu")[:1], False)):
+        model = skeleton(config, make_mesh(devices=devices))
+        layouts = [
+            part.tokens_last for _, part in nnx.iter_modules(model) if type(part) is Attention
+        ]
+        assert layouts and set(layouts) == {expected}
 
 
 @needs_libtpu
