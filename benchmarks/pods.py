@@ -23,7 +23,7 @@ BATCH_SIZE = 4096
 # What makes each fit: the larger ones split their state among 16 chips.
 SPLIT = {(4, "v5e:16x16"), (5, "v5e:16x16"), (6, "v5e:16x16")}
 SPLIT |= {(5, "v6e:16x16"), (6, "v6e:16x16"), (6, "v5p:4x4x4")}
-# The wide ones as loops, which compile sooner (NOTES.md).
+# All but the two smallest as loops, which compile sooner (NOTES.md).
 LOOPS = (2, 3, 4, 5, 6)
 
 
@@ -54,7 +54,8 @@ def compile_row(number: int, topology: str) -> dict:
     row = dataclasses.asdict(dataclasses.replace(step, program=None))
     del row["program"]
     if step.cost:
-        by_place, by_kind = places.split(step.program)  # in millions of cycles
+        by_place, by_kind = places.split(step.program)
+        # In millions of cycles.
         row["kinds"], row["places"] = (
             {name: cycles / 1e6 for name, cycles in part.most_common()}
             for part in (by_kind, by_place)
