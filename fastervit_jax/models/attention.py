@@ -5,7 +5,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fastervit_jax.models.config import FasterViTConfig
-from fastervit_jax.models.layers import Dropout, DropPath, full_precision, layer_norm, linear
+from fastervit_jax.models.layers import (
+    Dropout,
+    DropPath,
+    full_precision,
+    gelu,
+    layer_norm,
+    linear,
+)
 from fastervit_jax.models.position import RelativePositionBias
 
 
@@ -89,7 +96,7 @@ class Mlp(nnx.Module):
 
     @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = jax.nn.gelu(self.expand(x), approximate=False)
+        x = gelu(self.expand(x))
         x = self.contract(self.dropout(x, rngs=rngs))
         return self.dropout(x, rngs=rngs)
 

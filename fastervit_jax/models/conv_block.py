@@ -5,7 +5,7 @@ from flax import nnx
 
 from fastervit_jax.models.attention import layer_scale
 from fastervit_jax.models.config import FasterViTConfig
-from fastervit_jax.models.layers import BatchNorm, DropPath, conv3x3, layer_norm
+from fastervit_jax.models.layers import BatchNorm, DropPath, conv3x3, gelu, layer_norm
 
 
 class Stem(nnx.Module):
@@ -38,7 +38,7 @@ class ConvBlock(nnx.Module):
         self.drop_path = DropPath(config.drop_path_rates(stage)[block])
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        branch = jax.nn.gelu(self.norm1(self.conv1(x)), approximate=False)
+        branch = gelu(self.norm1(self.conv1(x)))
         branch = self.norm2(self.conv2(branch))
         if self.scale is not None:
             branch = self.scale(branch)

@@ -1,0 +1,46 @@
+"""The GELU against SciPy's normal distribution in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from fastervit_jax.models.layers import gelu
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 2e-15), (np.float32, 8e-7)])
+def test_values_and_slopes(dtype, tolerance):
+    x = np.linspace(-12, 12, 4801).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        values, pullback = jax.vjp(gelu, jnp.asarray(x))
+        (slopes,) = pullback(jnp.ones_like(values))
+        values, slopes = np.asarray(values), np.asarray(slopes)
+    assert values.dtype == slopes.dtype == dtype
+    x = x.astype(np.float64)
+    np.testing.assert_allclose(values, x * norm.cdf(x), rtol=tolerance, atol=tolerance)
+    slope = norm.cdf(x) + x * norm.pdf(x)
+    np.testing.assert_allclose(slopes, slope, rtol=tolerance, atol=2 * tolerance)
+
+
+def test_every_bfloat16():
+    """All finite numbers there are: a rounding to eight digits, and what the fit costs."""
+    x = np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16)
+    x = x[np.isfinite(x.astype(np.float32))]
+    values, pullback = jax.vjp(gelu, jnp.asarray(x))
+    (slopes,) = pullback(jnp.ones_like(values))
+    assert values.dtype == slopes.dtype == jnp.bfloat16
+    x, values, slopes = (np.asarray(a).astype(np.float64) for a in (x, values, slopes))
+    exact = x * norm.cdf(x)
+    assert np.all(np.abs(values - exact) <= 3e-5 + 2.0**-8 * np.abs(exact))
+    slope = norm.cdf(x) + x * norm.pdf(x)
+    assert np.all(np.abs(slopes - slope) <= 3e-4 + 2.0**-8 * np.abs(slope))
+
+
+def test_bfloat16_is_fitted_as_well_as_it_says():
+    """Before rounding: the largest error of the fitted form, in float64."""
+    x = np.linspace(-9, 9, 360001)
+    square = np.minimum(x * x, 36)
+    argument = x * (0.797507883 + square * (0.0370056473 - square * 0.000351516984))
+    fitted = x / 2 * (1 + np.tanh(argument))
+    assert np.abs(fitted - x * norm.cdf(x)).max() < 3e-5
