@@ -11,7 +11,7 @@ REFERENCE ?= yes
 WORKDIR ?= runs/digits
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-slow lint clean
 

@@ -3,7 +3,6 @@
 import itertools
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,6 +14,7 @@ from fastervit_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.data.photographs import encode
 from tests.evaluation.photo_folders import pieces
 from tests.models.small import small_model
+from tests.quick_compilation import quick_jit
 
 NAME = "faster_vit_0_224"
 NAMES = tuple(f"class {letter}" for letter in "ABCDEFGHIJKL")
@@ -33,10 +33,7 @@ def small_task(
     view = EvalTransform(model.config.resolution, 1.0, "squash")
     batch = (np.stack([view(file) for file in files]) / 255 - IMAGENET_MEAN) / IMAGENET_STD
     graph, state = nnx.split(model)
-    forward = jax.jit(
-        lambda state, batch: nnx.merge(graph, state)(batch),
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
+    forward = quick_jit(lambda state, batch: nnx.merge(graph, state)(batch))
     logits = np.asarray(forward(state, jnp.asarray(batch, jnp.float32)))
     mean, scale = logits.mean(axis=0), 2 / (logits - logits.mean(axis=0)).std()
     model.head.kernel[...] *= scale

@@ -8,7 +8,6 @@ import math
 
 import fastervit.models.faster_vit
 import fastervit.models.faster_vit_any_res
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from flax import nnx
 
 from fastervit_jax.conversion.names import from_torch_layout, torch_name
 from fastervit_jax.models import VARIANTS, FasterViT, abstract_model, variant_config
+from tests.quick_compilation import quick_jit
 
 DERIVED = ("relative_coords_table", "relative_position_index", "relative_bias")
 
@@ -84,11 +84,6 @@ def copy_weights(theirs: torch.nn.Module, model: nnx.Module, dtype=jnp.float32) 
         value = from_torch_layout(state[torch_name(name)].numpy())
         assert value.shape == variable.shape, name
         variable.set_value(jnp.asarray(value, dtype))
-
-
-def quick_jit(function):
-    """`jax.jit` for what runs once: compiles in half the time, to slower code."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def our_outputs(model: FasterViT, nhwc: np.ndarray) -> tuple[np.ndarray, list]:

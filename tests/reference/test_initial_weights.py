@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from official import quick_jit
 from scipy import stats
 
 from fastervit_jax.conversion.names import from_torch_layout, torch_name
 from fastervit_jax.models import VARIANTS, FasterViT, variant_config
 from fastervit_jax.models.functional import flatten
+from tests.quick_compilation import quick_jit
 
 NAME = "faster_vit_3_224"
 OPTIONS = dict(dim=32, in_dim=16, depths=(1, 0, 1, 0), layer_scale_conv=0.1, num_classes=50)

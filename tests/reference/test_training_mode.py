@@ -11,12 +11,12 @@ from official import (
     largest_difference,
     official_model,
     our_model,
-    quick_jit,
     to_torch,
 )
 
 from fastervit_jax.conversion.names import from_torch_layout, torch_name
 from fastervit_jax.models.functional import flatten
+from tests.quick_compilation import quick_jit
 
 SMALL = dict(dim=16, in_dim=8, depths=(1, 0, 2, 1), num_classes=20, drop_path_rate=0.0)
 CASES = {

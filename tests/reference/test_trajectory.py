@@ -16,10 +16,11 @@ import pytest
 
 def _differences(dtype: str, steps: int) -> dict:
     """Runs `trajectory.py`: the width of JAX's floats is set for a whole process."""
-    environment = {**os.environ, "JAX_ENABLE_X64": str(int(dtype == "float64"))}
+    program = Path(__file__).with_name("trajectory.py")
+    width = {"JAX_ENABLE_X64": str(int(dtype == "float64"))}
     result = subprocess.run(
-        [sys.executable, Path(__file__).with_name("trajectory.py"), dtype, str(steps)],
-        env=environment,
+        [sys.executable, program, dtype, str(steps)],
+        env={**os.environ, **width, "PYTHONPATH": str(program.parents[2])},
         capture_output=True,
         text=True,
     )

@@ -1,6 +1,6 @@
 """The steps that `test_trajectory` compares; a program, since JAX's widths are a process's.
 
-    python tests/reference/trajectory.py float64 10
+    PYTHONPATH=. python tests/reference/trajectory.py float64 10
 
 prints the largest relative differences over the steps, as JSON.
 """
@@ -26,6 +26,7 @@ from fastervit_jax.training.mesh import make_mesh, place_batch
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.state import new_state
 from fastervit_jax.training.step import StepSettings, make_train_step
+from tests.quick_compilation import quick_jit
 
 NAME = "faster_vit_0_224"
 # Layer scale without propagation, which the official code does in float32 whatever its type.
@@ -151,7 +152,7 @@ def _our_steps(model: FasterViT, batches: list, dtype: str):
     state = new_state(*arrays_of(model), optimizer)
     mesh = make_mesh(devices=jax.devices()[:1])
     step = make_train_step(PureModel(model), optimizer, settings, mesh)
-    step = official.quick_jit(step)
+    step = quick_jit(step)
     for batch in batches:
         state, metrics = step(state, place_batch(batch, mesh))
         yield {

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-# What a program does matters in these tests and not its speed, so LLVM need not optimise it.
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
+from tests.quick_compilation import QUICK_COMPILATION
 
 _COLLECTIVE = re.compile("all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all")
 

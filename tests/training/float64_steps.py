@@ -24,7 +24,7 @@ from fastervit_jax.training.config import batch_norm_group, mixing_group, model_
 from fastervit_jax.training.mesh import batch_shards, make_mesh, place_batch
 from fastervit_jax.training.state import abstract_state, place_state
 from fastervit_jax.training.step import compile_train_step, make_train_step
-from tests.training.eight_devices import QUICK_COMPILATION
+from tests.quick_compilation import QUICK_COMPILATION
 
 STEPS = 8
 

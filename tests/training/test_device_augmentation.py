@@ -22,21 +22,18 @@ from fastervit_jax.training.device_augmentation import (
 )
 from fastervit_jax.training.erasing import apply_erasing, draw_erasing, random_erasing
 from fastervit_jax.training.mixing import MixingDraw, apply_mixing, draw_mixing, mix
+from tests.quick_compilation import quick_jit
 
-from .eight_devices import QUICK_COMPILATION, run_on_mesh
+from .eight_devices import run_on_mesh
 
 LEVEL = 1e-3
 KEY = jax.random.key(0)
 DRAWS = 20_000
 
 # Compiled once for each shape and setting.
-compiled_augment = jax.jit(augment, static_argnames="settings", compiler_options=QUICK_COMPILATION)
-compiled_mix = jax.jit(
-    mix, static_argnames=("num_classes", "group_size"), compiler_options=QUICK_COMPILATION
-)
-compiled_erasing = jax.jit(
-    random_erasing, static_argnames="probability", compiler_options=QUICK_COMPILATION
-)
+compiled_augment = quick_jit(augment, static_argnames="settings")
+compiled_mix = quick_jit(mix, static_argnames=("num_classes", "group_size"))
+compiled_erasing = quick_jit(random_erasing, static_argnames="probability")
 
 
 @pytest.fixture

@@ -32,8 +32,9 @@ from fastervit_jax.training.device_randaugment import (
     random_augment,
     random_flip,
 )
+from tests.quick_compilation import quick_jit
 
-from .eight_devices import QUICK_COMPILATION, run_on_mesh
+from .eight_devices import run_on_mesh
 
 LEVEL = 1e-3
 DRAWS = 20_000
@@ -85,7 +86,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", COLOUR)
 def test_colour_operations_give_the_hosts_levels(images, name):
-    operation = jax.jit(COLOUR[name], compiler_options=QUICK_COMPILATION)
+    operation = quick_jit(COLOUR[name])
     takes_argument = operation_argument(name, 5.0, increasing=True, negative=False) is not None
     for argument in ARGUMENTS[name]:
         device = operation(images, jnp.full(len(images), argument, jnp.float32))
@@ -99,9 +100,8 @@ def test_colour_operations_give_the_hosts_levels(images, name):
 
 @pytest.mark.parametrize("name", GEOMETRIC)
 def test_geometric_operations_give_the_hosts_levels(images, name):
-    transform = jax.jit(
-        lambda images, matrices, bicubic: affine(images, matrices, bicubic, 2**0.5),
-        compiler_options=QUICK_COMPILATION,
+    transform = quick_jit(
+        lambda images, matrices, bicubic: affine(images, matrices, bicubic, 2**0.5)
     )
     for argument in ARGUMENTS[name]:
         for resampling in (BILINEAR, BICUBIC):
@@ -162,7 +162,7 @@ def host_result(image, draw, i, rand_augment):
     return np.asarray(image)
 
 
-compiled_apply = jax.jit(apply_rand_augment, static_argnums=2, compiler_options=QUICK_COMPILATION)
+compiled_apply = quick_jit(apply_rand_augment, static_argnums=2)
 
 
 def test_every_image_gets_its_own_operations_in_order(images):

@@ -18,7 +18,7 @@ from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.partition import gather_in_loops
 from fastervit_jax.training.state import abstract_state, place_state
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
-from tests.training.eight_devices import QUICK_COMPILATION
+from tests.quick_compilation import QUICK_COMPILATION
 
 STEPS = 5
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]

@@ -15,6 +15,7 @@ from fastervit_jax.training.finetuning import (
     learning_rate_multiplier,
 )
 from fastervit_jax.training.step import MESA_FACTOR
+from tests.quick_compilation import quick_jit
 from tests.training import test_step as small
 
 
@@ -41,7 +42,7 @@ def _compiled_step(**changes):
     settings = dataclasses.replace(small.SETTINGS, **changes)
     mesh = small.make_mesh(devices=jax.devices()[:1])
     step = small.make_train_step(small.PureModel(small.MODEL), small.OPTIMIZER, settings, mesh)
-    step = jax.jit(step, compiler_options=small.QUICK_COMPILATION)
+    step = quick_jit(step)
     (batch,) = small._batches(1)
     return lambda state: step(state, small.place_batch(batch, mesh))
 
