@@ -195,7 +195,7 @@ def about(device: str) -> dict:
         "device": _device_name(device),
         "counts": {"cpu": "processor time", "gpu": "the clock"}.get(device, "cycles"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -223,7 +223,7 @@ def _device_name(device: str) -> str:
     return jax.devices()[0].device_kind
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit, with a + where files beside the results differ from it.
 
     Outside a repository it is what the environment's COMMIT says.

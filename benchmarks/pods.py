@@ -36,6 +36,7 @@ def flags_of(number: int, topology: str) -> dict:
 def compile_row(number: int, topology: str) -> dict:
     """Compiles one row, in this process."""
     sys.path.insert(0, str(ROOT))
+    import harness
     import jax
     import places
 
@@ -71,6 +72,7 @@ def compile_row(number: int, topology: str) -> dict:
         "images_per_second": step.images_per_second(),
         "peak_share": step.peak_share(),
         "date": datetime.date.today().isoformat(),
+        "commit": harness.commit(),
         "jax": jax.__version__,
         "libtpu": importlib.metadata.version("libtpu"),
     }
