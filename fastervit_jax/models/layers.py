@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 
@@ -94,18 +93,22 @@ def _depthwise(images: jax.Array, kernel: jax.Array, strides, padding, **options
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x·Φ(x) with Φ the normal distribution function, as torch has it.
 
-    In bfloat16 Φ(x) = ½ + ½·tanh(x·p(x²)), with p fitted so that the result is within 3e-5 of
-    x·Φ(x) everywhere (the usual tanh form: 5e-4), below bfloat16's own rounding of all but results
-    near zero. TPUs have an instruction for tanh; erf is some thirty of them.
+    Computed in float32 or wider. For bfloat16 a fit serves (`fitted_gelu`), whose error is below
+    that type's rounding of all but results near zero: TPUs are slow at erf (benchmarks/NOTES.md).
     """
-    if x.dtype != jnp.bfloat16:
-        return 0.5 * x * (1 + jax.lax.erf(x * np.asarray(math.sqrt(0.5), x.dtype)))
-    wide = x.astype(jnp.float32)
+    wide = x.astype(full_precision(x.dtype))
+    if x.dtype == jnp.bfloat16:
+        return fitted_gelu(wide).astype(x.dtype)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def fitted_gelu(x: jax.Array) -> jax.Array:
+    """GELU within 3e-5 (the usual tanh form: 5e-4): Φ(x) = ½ + ½·tanh(x·p(x²)), p fitted."""
     # Beyond x = 6 tanh is 1, and the polynomial of no use.
-    square = jnp.minimum(wide * wide, 36.0)
-    argument = wide * (0.797507883 + square * (0.0370056473 - square * 0.000351516984))
-    half = 0.5 * wide
-    return (half + half * jnp.tanh(argument)).astype(x.dtype)
+    square = jnp.minimum(x * x, 36.0)
+    argument = x * (0.797507883 + square * (0.0370056473 - square * 0.000351516984))
+    half = 0.5 * x
+    return half + half * jnp.tanh(argument)
 
 
 def one_pass_variance(dtype) -> bool:
