@@ -21,7 +21,7 @@ if _CACHE not in os.environ:
 
 # Files of half a minute and more: begun first, so that neither worker is left with one at the end.
 _LONG = {"test_run", "test_step", "test_trajectory", "test_conversion_command", "test_meshes"}
-_LONG |= {"test_recipe_parts", "test_workers", "test_parity", "test_evaluator"}
+_LONG |= {"test_workers", "test_parity", "test_evaluator"}
 
 
 def pytest_collection_modifyitems(items):

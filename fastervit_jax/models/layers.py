@@ -12,6 +12,19 @@ def full_precision(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def _in_a_row(draw):
+    """An initializer that draws with a shape of one axis: the same numbers.
+
+    XLA unrolls the loops over short axes on CPU, and takes seconds to compile the draw of one small
+    kernel.
+    """
+
+    def initializer(key, shape, dtype=jnp.float32):
+        return draw(key, (math.prod(shape),), dtype).reshape(shape)
+
+    return initializer
+
+
 def linear(
     in_features: int, out_features: int, *, use_bias: bool = True, dtype, rngs: nnx.Rngs
 ) -> nnx.Linear:
@@ -20,7 +33,7 @@ def linear(
         in_features,
         out_features,
         use_bias=use_bias,
-        kernel_init=nnx.initializers.normal(0.02),
+        kernel_init=_in_a_row(nnx.initializers.normal(0.02)),
         dtype=dtype,
         rngs=rngs,
     )
@@ -42,7 +55,8 @@ def conv3x3(
     """
     bound = 1 / math.sqrt(9 * in_features // groups)
 
-    def uniform(key, shape, dtype=jnp.float32):
+    @_in_a_row
+    def uniform(key, shape, dtype):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return nnx.Conv(

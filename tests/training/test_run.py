@@ -72,6 +72,7 @@ def test_evaluation_of_the_checkpoint_is_that_of_training(run):
     assert measured["loss"] == pytest.approx(trained["validation_loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_same_command_twice_is_the_same_run_bit_for_bit(run):
     root, _ = run
     _train(root / "second", root / "data")

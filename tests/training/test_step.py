@@ -1,5 +1,8 @@
 """The step: a pure function, the same on any mesh, and what it does to the state."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +16,12 @@ from fastervit_jax.training.device_augmentation import AugmentationSettings
 from fastervit_jax.training.mesh import make_mesh, place_batch
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.state import abstract_state, new_state, place_state
-from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
+from fastervit_jax.training.step import (
+    MESA_FACTOR,
+    StepSettings,
+    compile_train_step,
+    make_train_step,
+)
 from tests.quick_compilation import QUICK_COMPILATION, quick_jit
 
 NETWORK = variant_config(
@@ -33,7 +41,6 @@ SETTINGS = StepSettings(
     average_decay=0.9,
     augmentation=AugmentationSettings(num_classes=5, group_size=2, erasing_probability=0.5),
 )
-MODEL = FasterViT(NETWORK, rngs=nnx.Rngs(0))
 # SGD, because Adam turns the rounding noise of gradients that are truly zero into whole steps.
 OPTIMIZER = make_optimizer("sgd", learning_rate=0.05, weight_decay=0.01)
 
@@ -49,16 +56,28 @@ def _batches(count: int) -> list[dict]:
     ]
 
 
+@functools.cache
+def small_network() -> FasterViT:
+    """A network of `NETWORK`, the same for all."""
+    return FasterViT(NETWORK, rngs=nnx.Rngs(0))
+
+
+@functools.cache
+def _compiled_step(settings: StepSettings, mesh: jax.sharding.Mesh):
+    step = make_train_step(PureModel(small_network()), OPTIMIZER, settings, mesh)
+    step = compile_train_step(step, abstract_state(small_network(), OPTIMIZER, mesh), mesh)
+    state = place_state(small_network(), OPTIMIZER, mesh)
+    return step.lower(state, place_batch(_batches(1)[0], mesh)).compile(QUICK_COMPILATION)
+
+
 def _run(steps: int, *, devices: int, **mesh_sizes):
     mesh = make_mesh(**mesh_sizes, devices=jax.devices()[:devices])
-    step_function = make_train_step(PureModel(MODEL), OPTIMIZER, SETTINGS, mesh)
-    step = compile_train_step(step_function, abstract_state(MODEL, OPTIMIZER, mesh), mesh)
-    state = place_state(MODEL, OPTIMIZER, mesh)
-    losses, compiled = [], None
+    step = _compiled_step(SETTINGS, mesh)
+    state = place_state(small_network(), OPTIMIZER, mesh)
+    losses = []
     for batch in _batches(steps):
-        old, batch = state, place_batch(batch, mesh)
-        compiled = compiled or step.lower(state, batch).compile(QUICK_COMPILATION)
-        state, metrics = compiled(state, batch)
+        old = state
+        state, metrics = step(state, place_batch(batch, mesh))
         losses.append(float(metrics["loss"]))
     return losses, state, old
 
@@ -75,7 +94,7 @@ def test_old_state_is_donated(single):
 
 def test_everything_moves(single):
     _, state, _ = single
-    start = new_state(*arrays_of(MODEL), OPTIMIZER)
+    start = new_state(*arrays_of(small_network()), OPTIMIZER)
     assert int(state.step) == 3
     # The average moves by a tenth of that, which may be lost in rounding.
     for part in ("params", "statistics"):
@@ -86,18 +105,14 @@ def test_everything_moves(single):
         assert not still, (part, still)
 
 
-@pytest.fixture(scope="module")
-def split():
-    return _run(3, devices=8, data=2, fsdp=4)
-
-
-def test_same_on_a_mesh(single, split):
-    _assert_same_run(single, split)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [dict(data=8), dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)])
+@pytest.mark.parametrize(
+    "sizes",
+    [dict(data=8), dict(fsdp=8), dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2)],
+    ids=str,
+)
 def test_same_on_other_meshes(single, sizes):
+    """In float32; in float64 one such mesh is tested at every change (test_meshes.py)."""
     _assert_same_run(single, _run(3, devices=8, **{"data": 1, **sizes}))
 
 
@@ -109,13 +124,58 @@ def _assert_same_run(run, other):
         )
 
 
-def test_state_is_split_on_the_mesh(split):
-    _, state, _ = split
+def test_state_is_split_on_the_mesh():
+    state = place_state(small_network(), OPTIMIZER, make_mesh(data=2, fsdp=4))
     held = total = 0
     for array in jax.tree.leaves((state.params, state.optimizer, state.average)):
         total += array.size
         held += array.addressable_shards[0].data.size
     assert held / total == pytest.approx(1 / 4, rel=0.05)
+
+
+def _step_on_one_device(state, **changes):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    step = _compiled_step(dataclasses.replace(SETTINGS, **changes), mesh)
+    return step(state, place_batch(_batches(1)[0], mesh))
+
+
+def _state(step: int, *, average_scale: float = 1.0):
+    """A state after some steps, the moving average's head scaled."""
+    state = place_state(small_network(), OPTIMIZER, make_mesh(devices=jax.devices()[:1]))
+    average = {
+        name: array * (average_scale if name.startswith("head.kernel") else 1)
+        for name, array in state.average.items()
+    }
+    return dataclasses.replace(state, average=average, step=jnp.full_like(state.step, step))
+
+
+def test_mesa_adds_its_divergence_from_its_start_on():
+    for step in (0, 1):
+        without, expected = _step_on_one_device(_state(step))
+        state = _state(step, average_scale=30.0)
+        state, metrics = _step_on_one_device(state, mesa_weight=0.5, mesa_start=1)
+        added = 0.5 * MESA_FACTOR * float(metrics["mesa"])
+        assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]) + added, rel=1e-5)
+        moved = np.abs(state.params["head.kernel"] - without.params["head.kernel"]).max()
+        if step == 0:
+            assert float(metrics["mesa"]) == 0
+            assert moved < 1e-6
+        else:
+            assert float(metrics["mesa"]) > 1e-4
+            assert moved > 1e-6
+
+
+def test_a_step_without_finite_gradients_changes_nothing_but_the_counts():
+    state = _state(0)
+    broken = {**state.params, "head.bias": state.params["head.bias"].at[0].set(jnp.nan)}
+    state = dataclasses.replace(state, params=broken)
+    before = jax.tree.map(np.array, state)  # the step takes its buffers
+    new, metrics = _step_on_one_device(state)
+    assert int(metrics["skipped"]) == int(new.skipped) == int(new.skipped_in_a_row) == 1
+    assert int(new.step) == 1
+    for part in ("params", "statistics", "average"):
+        for name, array in getattr(before, part).items():
+            np.testing.assert_array_equal(getattr(new, part)[name], array)
 
 
 def test_step_against_its_definition():
@@ -155,7 +215,7 @@ def test_step_against_its_definition():
     compute = quick_jit(jax.value_and_grad(loss_of, has_aux=True))
     (loss, updated), gradients = compute(weights)
     nnx.update(module, updated)
-    norm = optax.tree.norm(gradients)
+    norm = np.sqrt(sum(np.square(np.asarray(g)).sum() for g in jax.tree.leaves(gradients)))
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
     # The statistics that the module updated in place, and the average: 0.9 old + 0.1 new.
@@ -163,10 +223,9 @@ def test_step_against_its_definition():
     for name, array in moved.items():
         np.testing.assert_allclose(new.statistics[name], array, rtol=1e-4, atol=1e-6)
     for name, old in {**params, **statistics}.items():
-        latest = {**new.params, **new.statistics}[name]
-        np.testing.assert_allclose(
-            new.average[name], 0.9 * old + 0.1 * latest, rtol=1e-5, atol=1e-6
-        )
+        latest = np.asarray({**new.params, **new.statistics}[name])
+        expected = 0.9 * np.asarray(old) + 0.1 * latest
+        np.testing.assert_allclose(new.average[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def _options() -> dict:
