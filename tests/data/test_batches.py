@@ -59,6 +59,10 @@ def load(source, *, workers=0, hosts=1, start=0, stop=TWO_EPOCHS, seed=3):
     return steps
 
 
+AT_ONCE = [(0, 2), (1, 1), (7, 3), (8, 1), (15, 2)]
+"""Steps at which a run is taken up, and hosts, that are tested at every change."""
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(source):
     return load(source)
@@ -108,7 +112,11 @@ def test_seeds_differ(source, uninterrupted):
 
 
 @pytest.mark.parametrize(
-    ("start", "hosts"), list(itertools.product([0, 1, 7, 8, 13, 15], [1, 2, 3]))
+    ("start", "hosts"),
+    [
+        pytest.param(start, hosts, marks=[pytest.mark.slow] * ((start, hosts) not in AT_ONCE))
+        for start, hosts in itertools.product([0, 1, 7, 8, 13, 15], [1, 2, 3])
+    ],
 )
 def test_restart_without_workers(source, uninterrupted, start, hosts):
     assert_same(load(source, start=start, hosts=hosts), uninterrupted[start:])
