@@ -5,7 +5,6 @@ largest memory of the conversion over the size of the float32 weights. Numbers 5
 of memory and 20 GiB of disk.
 """
 
-import gc
 import os
 import re
 import subprocess
@@ -94,7 +93,6 @@ def test_there_and_back(case, tmp_path):
     name, options = CASES[case]
     source, converted, back = (tmp_path / end for end in ("in.pth.tar", "ours", "out.pth.tar"))
     parameters = write_official(name, options, source)
-    gc.collect()
     flags = [f"--model={name}", f"--checkpoint={source}", f"--output={converted}"]
     started = time.monotonic()
     output, peak = run(*flags, *as_flags(options))

@@ -3,8 +3,6 @@
 `pytest -rA` shows the largest differences, case by case.
 """
 
-import gc
-
 import pytest
 from official import (
     images,
@@ -146,7 +144,6 @@ def test_the_real_number_0(record_property):
 )
 def test_real_networks(name, record_property):
     compare(record_property, name, {}, batch=1)
-    gc.collect()
 
 
 @pytest.mark.slow
