@@ -16,12 +16,12 @@ def _understood(options: dict) -> dict:
 
 
 # What a program does matters in these tests and not its speed, so LLVM need not optimise it.
-QUICKLY = {"xla_backend_optimization_level": 0}
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
 # Nor need XLA emit every fusion on its own. Without that, float32 draws may differ between programs
 # in their last digit: not for programs that must agree beyond it.
-QUICK_COMPILATION = _understood({**QUICKLY, "xla_cpu_use_fusion_emitters": False})
+QUICKEST_COMPILATION = _understood({**QUICK_COMPILATION, "xla_cpu_use_fusion_emitters": False})
 
 
 def quick_jit(function, **options):
     """`jax.jit` for what runs once or twice."""
-    return jax.jit(function, compiler_options=QUICK_COMPILATION, **options)
+    return jax.jit(function, compiler_options=QUICKEST_COMPILATION, **options)

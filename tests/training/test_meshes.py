@@ -18,7 +18,7 @@ from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.partition import gather_in_loops
 from fastervit_jax.training.state import abstract_state, place_state
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
-from tests.quick_compilation import QUICKLY
+from tests.quick_compilation import QUICK_COMPILATION
 
 STEPS = 5
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
@@ -90,7 +90,7 @@ def run(
                 "label": rng.integers(0, 5, 16, np.int32),
             }
             batch = place_batch(batch, mesh)
-            compiled = compiled or step.lower(state, batch).compile(QUICKLY)
+            compiled = compiled or step.lower(state, batch).compile(QUICK_COMPILATION)
             state, metrics = compiled(state, batch)
             losses.append(float(metrics["loss"]))
         return losses, jax.tree.map(np.asarray, state), compiled

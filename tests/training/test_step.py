@@ -22,7 +22,7 @@ from fastervit_jax.training.step import (
     compile_train_step,
     make_train_step,
 )
-from tests.quick_compilation import QUICK_COMPILATION, quick_jit
+from tests.quick_compilation import QUICKEST_COMPILATION, quick_jit
 
 NETWORK = variant_config(
     "faster_vit_3_224",
@@ -67,7 +67,7 @@ def _compiled_step(settings: StepSettings, mesh: jax.sharding.Mesh):
     step = make_train_step(PureModel(small_network()), OPTIMIZER, settings, mesh)
     step = compile_train_step(step, abstract_state(small_network(), OPTIMIZER, mesh), mesh)
     state = place_state(small_network(), OPTIMIZER, mesh)
-    return step.lower(state, place_batch(_batches(1)[0], mesh)).compile(QUICK_COMPILATION)
+    return step.lower(state, place_batch(_batches(1)[0], mesh)).compile(QUICKEST_COMPILATION)
 
 
 def _run(steps: int, *, devices: int, **mesh_sizes):
