@@ -1,10 +1,9 @@
 """Comparisons with the official package; left out without it (tests/conftest.py says so)."""
 
-import ctypes
-import gc
 import importlib.util
 
 import pytest
+from freed_memory import give_memory_back
 
 collect_ignore_glob = []
 
@@ -24,13 +23,7 @@ else:
 
 @pytest.fixture(autouse=True)
 def memory_given_back(request):
-    """After a test of large networks: glibc keeps gigabytes that were freed, other tests want them.
-
-    Kept, they grew to 8 GiB in one worker, and the system killed another's program.
-    """
+    """After a test of large networks, the next ones and their programs want the memory."""
     yield
     if request.node.get_closest_marker("slow"):
-        gc.collect()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
-        if trim:
-            trim(0)
+        give_memory_back()

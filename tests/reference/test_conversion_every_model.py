@@ -16,6 +16,7 @@ import fastervit.models.faster_vit
 import fastervit.models.faster_vit_any_res
 import pytest
 import torch
+from freed_memory import give_memory_back
 from official import randomise
 
 from fastervit_jax import list_models
@@ -93,6 +94,7 @@ def test_there_and_back(case, tmp_path):
     name, options = CASES[case]
     source, converted, back = (tmp_path / end for end in ("in.pth.tar", "ours", "out.pth.tar"))
     parameters = write_official(name, options, source)
+    give_memory_back()  # the command needs it
     flags = [f"--model={name}", f"--checkpoint={source}", f"--output={converted}"]
     started = time.monotonic()
     output, peak = run(*flags, *as_flags(options))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.quick_compilation import QUICKEST_COMPILATION
+from tests.quick_compilation import quickest_compilation
 
 _COLLECTIVE = re.compile("all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all")
 
@@ -22,5 +22,5 @@ def run_on_mesh(function, shape, axis_type=AxisType.Auto):
         jax.device_put(np.arange(32) % 8, batch),
     )
     lowered = jax.jit(lambda *arguments: function(*arguments, mesh)).lower(*arguments)
-    program = lowered.compile(QUICKEST_COMPILATION)
+    program = lowered.compile(quickest_compilation())
     return set(_COLLECTIVE.findall(program.as_text())), program(*arguments)
