@@ -198,6 +198,7 @@ def test_a_save_that_fails_in_the_background_is_reported(workdir):
 def test_writes_beside_one_that_failed_end_without_a_word(tmp_path, monkeypatch):
     """TensorStore's own words go to sys.unraisablehook, hundreds of times where 800 arrays fail."""
     words = []
+    gc.collect()  # reads that failed in tests before this one, which would be collected in it
     monkeypatch.setattr(sys, "unraisablehook", words.append)
     params = {f"layer.{i}": jnp.full((40, 50), i, jnp.float32) for i in range(400)}
     checkpoints = Checkpoints(tmp_path)
