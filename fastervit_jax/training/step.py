@@ -72,27 +72,29 @@ def make_train_step(
         )
         gradients, (metrics, statistics) = _gradients(state, images, targets, dropout_key)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
 
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         metrics["skipped"] = (~finite).astype(jnp.int32)
-        old = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            skipped=state.skipped + 1,
-            skipped_in_a_row=state.skipped_in_a_row + 1,
-        )
-        new = TrainState(
+
+        def where_finite(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        # The average moves towards what was chosen: a TPU then passes over a parameter once, not
+        # twice (benchmarks/NOTES.md).
+        params = where_finite(optax.apply_updates(state.params, updates), state.params)
+        statistics = where_finite(statistics, state.statistics)
+        average = _moved(state.average, {**params, **statistics}, settings.average_decay)
+        new_state = TrainState(
             step=state.step + 1,
             params=params,
             statistics=statistics,
-            optimizer=optimizer_state,
-            average=_moved(state.average, {**params, **statistics}, settings.average_decay),
-            skipped=state.skipped,
-            skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
+            optimizer=where_finite(optimizer_state, state.optimizer),
+            average=where_finite(average, state.average),
+            skipped=state.skipped + metrics["skipped"],
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), metrics
+        return new_state, metrics
 
     def _gradients(state: TrainState, images: jax.Array, targets: jax.Array, key: jax.Array):
         """Gradients of the loss, and (metrics, statistics), as means over the batch's parts."""
