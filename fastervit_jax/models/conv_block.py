@@ -38,11 +38,25 @@ class ConvBlock(nnx.Module):
         self.drop_path = DropPath(config.drop_path_rates(stage)[block])
 
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        branch = gelu(self.norm1(self.conv1(x)))
-        branch = self.norm2(self.conv2(branch))
+        branch = gelu(_normed(self.conv1, self.norm1, x))
+        branch = _normed(self.conv2, self.norm2, branch)
         if self.scale is not None:
             branch = self.scale(branch)
         return x + self.drop_path(branch, rngs=rngs)
+
+
+def _normed(convolution: nnx.Conv, norm: nnx.Module, x: jax.Array) -> jax.Array:
+    """A convolution with bias, then its norm.
+
+    The mean that a batch norm takes away in training has the bias in it: the bias's gradient is
+    zero. What the sum over the map leaves of it is rounding, and costs a pass over the map
+    (benchmarks/NOTES.md).
+    """
+    if isinstance(norm, BatchNorm) and not norm.use_running_average:
+        structure, arrays = nnx.split(convolution)
+        arrays["bias"] = jax.lax.stop_gradient(arrays["bias"])
+        convolution = nnx.merge(structure, arrays)
+    return norm(convolution(x))
 
 
 class Downsample(nnx.Module):

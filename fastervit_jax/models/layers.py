@@ -135,9 +135,22 @@ def one_pass_variance(dtype) -> bool:
 
 
 def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm over the last axis; statistics in float32 or wider."""
-    fast = one_pass_variance(dtype)
-    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=fast, dtype=dtype, rngs=rngs)
+    """Layer norm over the last axis; statistics, scale and bias in float32 or wider."""
+    return nnx.LayerNorm(
+        features,
+        epsilon=epsilon,
+        use_fast_variance=one_pass_variance(dtype),
+        promote_dtype=_only_the_input,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _only_the_input(arrays, /, *, dtype=None, inexact=True):
+    """Input, scale and bias of a norm, the input in `dtype`: Flax would round all three to it."""
+    del inexact
+    x, scale, bias = arrays
+    return x.astype(dtype), scale, bias
 
 
 class BatchNorm(nnx.BatchNorm):
