@@ -147,7 +147,7 @@ def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.L
 
 
 def _only_the_input(arrays, /, *, dtype=None, inexact=True):
-    """Input, scale and bias of a norm, the input in `dtype`: Flax would round all three to it."""
+    """A norm's `promote_dtype`: input, scale, bias; Flax's own would round the last two as well."""
     del inexact
     x, scale, bias = arrays
     return x.astype(dtype), scale, bias
