@@ -4,14 +4,17 @@ Grain does the work: its workers are spawned, each takes every n-th step, and ar
 shared memory. What is added here makes it fail loudly and clean up.
 """
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import numpy as np
@@ -71,6 +74,7 @@ class StepIterator(Iterator[Any]):
             self._remaining -= 1
             return next(self._iterator)
         except BaseException as error:
+            _clear_frames(error)
             self.close()
             if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
                 raise RuntimeError(
@@ -86,15 +90,35 @@ class StepIterator(Iterator[Any]):
         if iterator is not None:
             iterator.close()
             del iterator
-            # Its threads' last frames hold the last arrays in reference cycles; shared memory
-            # that is left to the end of the process is reported as leaked.
-            gc.collect()
+            _collect()
 
     def __enter__(self) -> "StepIterator":
         return self
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Makes an error let go of the arrays in Grain's frames, for the reason given in `_collect`."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        # Errors of workers have frames of Grain's making, called by those that hold the arrays.
+        for caller, _ in traceback.walk_stack(frame):
+            with contextlib.suppress(RuntimeError):  # it is running
+                caller.clear()
+
+
+def _collect() -> None:
+    """Frees the arrays that a closed iterator leaves in reference cycles, and their shared memory.
+
+    The last frames of Grain's threads are such cycles; memory left to the end of the process would
+    be reported as leaked. An array is freed by a thread of Grain's. Were its `SharedMemory` garbage
+    at the same time, Python's collector would close that, too, and where the two meet, one fails
+    and the memory stays: so none is garbage meanwhile.
+    """
+    kept = [thing for thing in gc.get_objects() if type(thing) is SharedMemory]
+    gc.collect()
+    del kept
 
 
 def _grain_iterator(make: Callable[[int], Any], start: int, stop: int, num_workers: int) -> Any:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,21 @@ def log(tmp_path):
     return tmp_path / "arrays"
 
 
+@pytest.fixture
+def closed_by_the_collector(monkeypatch):
+    """Shared memory that garbage collection has closed, perhaps while Grain's thread did so."""
+    names = []
+    finalize = SharedMemory.__del__
+
+    def spy(memory):
+        if memory._fd >= 0:
+            names.append(memory.name)
+        finalize(memory)
+
+    monkeypatch.setattr(SharedMemory, "__del__", spy)
+    return names
+
+
 def left_in_memory(log):
     """Steps whose arrays are still in shared memory."""
     arrays = [line.split() for line in log.read_text().splitlines()]
@@ -67,7 +83,7 @@ def wait_until(condition, seconds=60.0):
     assert condition()
 
 
-def test_arrays_come_in_order_in_shared_memory_and_leave_nothing_behind(log):
+def test_arrays_come_in_order_and_leave_nothing_behind(log, closed_by_the_collector):
     pids = set()
     with StepIterator(Steps(log), 3, 12, 2) as steps:
         for expected, element in enumerate(steps, start=3):
@@ -78,6 +94,7 @@ def test_arrays_come_in_order_in_shared_memory_and_leave_nothing_behind(log):
     wait_until(lambda: left_in_memory(log) == [11])
     del element
     wait_until(lambda: not children() and not left_in_memory(log))
+    assert not closed_by_the_collector
 
 
 @pytest.mark.parametrize(
@@ -93,7 +110,9 @@ def test_arrays_come_in_order_in_shared_memory_and_leave_nothing_behind(log):
         ("unpicklable", RuntimeError, "UnpicklableError: one and two"),
     ],
 )
-def test_an_accident_in_a_worker_is_an_error_within_seconds(log, accident, error, says):
+def test_an_accident_in_a_worker_is_an_error_within_seconds(
+    log, accident, error, says, closed_by_the_collector
+):
     steps = StepIterator(Steps(log, accident), 0, 10, 2)
     seen, element = [], None
     with pytest.raises(error, match=says):
@@ -108,6 +127,7 @@ def test_an_accident_in_a_worker_is_an_error_within_seconds(log, accident, error
     # That is freed when the run ends, by Python's resource tracker.
     lost = set(range(len(seen), 10)) if accident == "killed" else set()
     wait_until(lambda: not children() and set(left_in_memory(log)) <= lost)
+    assert not closed_by_the_collector
 
 
 def test_without_workers_errors_are_the_same(log):
