@@ -100,12 +100,7 @@ def test_arrays_come_in_order_and_leave_nothing_behind(log, closed_by_the_collec
 @pytest.mark.parametrize(
     ("accident", "error", "says"),
     [
-        pytest.param(
-            "killed",
-            RuntimeError,
-            "worker process of the loader died.*exit code -9.*fewer workers",
-            marks=pytest.mark.slow,  # failed now and then on a machine at five times its load
-        ),
+        ("killed", RuntimeError, "worker process of the loader died.*exit code -9.*fewer workers"),
         ("raises", ValueError, "step 4 went wrong"),
         ("unpicklable", RuntimeError, "UnpicklableError: one and two"),
     ],
