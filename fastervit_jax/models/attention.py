@@ -8,6 +8,7 @@ from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.layers import (
     Dropout,
     DropPath,
+    for_all_abreast,
     full_precision,
     gelu,
     layer_norm,
@@ -108,7 +109,7 @@ class LayerScale(nnx.Module):
         self.gamma = nnx.Param(jnp.full(width, initial, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x * self.gamma[...].astype(x.dtype)
+        return x * for_all_abreast(self.gamma[...].astype(x.dtype), x.shape[-1])
 
 
 def layer_scale(initial: float | None, width: int) -> "LayerScale | None":

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fastervit_jax.models.config import ATTENTION_STAGES, STRIDES, FasterViTConfig
-from fastervit_jax.models.conv_block import Downsample, Stem
+from fastervit_jax.models.conv_block import Downsample, Stem, in_training
 from fastervit_jax.models.deploy import deployed
 from fastervit_jax.models.layers import BatchNorm, full_precision, layer_norm, linear
+from fastervit_jax.models.pairs import ROW, pair, unpair
 from fastervit_jax.models.stage import AttentionStage, ConvStage
 from fastervit_jax.models.variants import any_res_sibling
 
@@ -28,6 +29,9 @@ class FasterViT(nnx.Module):
         strides: pixels of the image per position of these maps.
         num_features: channels of the pooled features that the head sees.
         deployed: whether this is what `deploy` returns.
+        pairs: in training, take images through the stem and the first stage two by two, where that
+            fills a TPU's rows (`models.pairs`). It changes speed alone; on a mesh every device
+            should hold an even number of images. `training.recipe` sets it.
     """
 
     # What `create_model` notes on a model it makes.
@@ -43,6 +47,7 @@ class FasterViT(nnx.Module):
         self.strides = STRIDES
         self.num_features = config.widths[-1]
         self.deployed = False
+        self.pairs = False
 
         self.stem = Stem(config, dtype=dtype, rngs=rngs)
         self.stages: nnx.List[Any] = nnx.List(
@@ -86,15 +91,27 @@ class FasterViT(nnx.Module):
         Sides that strides do not divide are rounded up. Arguments and errors as in `__call__`.
         """
         self._check_images(images)
-        x = self.stem(images.astype(self.dtype))
+        x = images.astype(self.dtype)
+        paired = self._takes_pairs_of(len(x))
+        x = self.stem(pair(x) if paired else x)
         maps = []
         for index, stage in enumerate(self.stages):
             with jax.named_scope(f"stage{index + 1}"):
                 x = stage(x, rngs)
-                maps.append(x)
+                maps.append(unpair(x) if paired else x)
                 if index < len(self.downsamples):
                     x = self.downsamples[index](x)
+                if paired:
+                    x, paired = unpair(x), False
         return maps
+
+    def _takes_pairs_of(self, images: int) -> bool:
+        """Whether so many images go through the stem and the first stage two by two."""
+        norm = self.stem.norm1
+        if not self.pairs or not in_training(norm):
+            return False
+        two_fit = 2 * max(self.config.in_dim, self.config.dim) <= ROW
+        return two_fit and images % 2 == 0 and (norm.group_size or 0) % 2 == 0
 
     @jax.named_scope("head")
     def classify(self, last_map: jax.Array) -> jax.Array:

@@ -158,7 +158,8 @@ class BatchNorm(nnx.BatchNorm):
 
     Normalisation uses the biased variance of the batch, the running average the unbiased one
     (`torch.nn.BatchNorm2d`; Flax's own averages the biased one). Statistics and normalisation are
-    in float32 or wider, whatever the type of the input.
+    in float32 or wider, whatever the type of the input. Maps may hold several images side by side
+    in their channels (`models.pairs`).
 
     Attributes:
         group_size: in training, how many images in a row are normalised together, as on one device
@@ -174,36 +175,52 @@ class BatchNorm(nnx.BatchNorm):
         x = x.astype(full_precision(self.dtype))
         if self.use_running_average:
             return self._normalised(x, self.mean[...], self.var[...])
-        groups = x.reshape(-1, self.group_size or len(x), *x.shape[1:])
+        abreast = x.shape[-1] // self.num_features
+        rows = self.group_size // abreast if self.group_size else len(x)
+        groups = x.reshape(-1, rows, *x.shape[1:])
         mean, var = self._update_statistics(groups)
         return self._normalised(groups, mean, var).reshape(x.shape)
 
     def _normalised(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         multiplier = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
+        mean, multiplier, bias = (
+            for_all_abreast(each, x.shape[-1]) for each in (mean, multiplier, self.bias[...])
+        )
+        return ((x - mean) * multiplier + bias).astype(self.dtype)
 
     def _update_statistics(self, groups: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Each group's mean and variance; the running averages move towards their mean."""
-        count = math.prod(groups.shape[1:-1])
+        count = math.prod(groups.shape[1:]) // self.num_features
         if count < 2:
             raise ValueError(
                 f"Batch norm in training mode needs more than one value a channel; its groups are "
                 f"{groups.shape[1:]}. Use a larger batch or image, or model.eval()."
             )
-        axes = tuple(range(1, groups.ndim - 1))
-        mean = jnp.mean(groups, axes, keepdims=True)
+        mean = self._mean(groups)
         if one_pass_variance(self.dtype):
-            square = jnp.mean(jnp.square(groups), axes, keepdims=True)
-            var = jnp.maximum(square - jnp.square(mean), 0)
+            var = jnp.maximum(self._mean(jnp.square(groups)) - jnp.square(mean), 0)
         else:
-            var = jnp.mean(jnp.square(groups - mean), axes, keepdims=True)
+            var = self._mean(jnp.square(groups - for_all_abreast(mean, groups.shape[-1])))
         self._move(self.mean, mean)
         self._move(self.var, var * (count / (count - 1)))
         return mean, var
 
+    def _mean(self, groups: jax.Array) -> jax.Array:
+        """Each group's mean of every channel, over the images side by side as well."""
+        means = jnp.mean(groups, tuple(range(1, groups.ndim - 1)), keepdims=True)
+        if groups.shape[-1] == self.num_features:
+            return means
+        return means.reshape(*means.shape[:-1], -1, self.num_features).mean(axis=-2)
+
     def _move(self, running: nnx.Variable, of_groups: jax.Array) -> None:
         batch = of_groups.reshape(len(of_groups), -1).mean(axis=0)
         running[...] += (1 - self.momentum) * (batch - running[...])
+
+
+def for_all_abreast(of_channels: jax.Array, channels: int) -> jax.Array:
+    """What holds for one image's channels, for those of all images side by side."""
+    times = channels // of_channels.shape[-1]
+    return jnp.tile(of_channels, times) if times > 1 else of_channels
 
 
 class Dropout(nnx.Dropout):
@@ -235,12 +252,18 @@ class DropPath(nnx.Module):
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, abreast: int = 1
+    ) -> jax.Array:
+        """Drops entries of x; `abreast` of them lie side by side in the last axis."""
         if self.deterministic or (isinstance(self.keep, float | int) and self.keep == 1):
             return x
         _check_streams(rngs)
         keep = jnp.asarray(self.keep, full_precision(x.dtype))
-        kept = jax.random.bernoulli(rngs.dropout(), keep, (len(x), *(1,) * (x.ndim - 1)))
+        kept = jax.random.bernoulli(rngs.dropout(), keep, (len(x) * abreast, *(1,) * (x.ndim - 1)))
+        if abreast > 1:
+            kept = kept.reshape(len(x), *(1,) * (x.ndim - 2), abreast)
+            kept = jnp.repeat(kept, x.shape[-1] // abreast, axis=-1)
         return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
 
 

@@ -122,11 +122,16 @@ class CompiledStep:
         return self.batch_size / fast, self.batch_size / slow
 
     def peak_share(self) -> tuple[float, float] | None:
-        """Share of the chip's peak that the compiled multiply-adds make, for the same times."""
+        """Share of the chip's peak that the network's multiply-adds make, for the same times.
+
+        The count by hand has padding that the program leaves out, and the program may multiply by
+        zeros (`models.pairs`): the smaller one counts.
+        """
         if self.seconds is None:
             return None
         fast, slow = self.seconds
-        at_peak = 2 * self.cost.multiply_adds / self.chip.peak_flops
+        needed = min(self.cost.multiply_adds, self.multiply_adds_by_hand)
+        at_peak = 2 * needed / self.chip.peak_flops
         return at_peak / fast, at_peak / slow
 
 
@@ -290,7 +295,7 @@ def _cost_lines(step: CompiledStep) -> list[str]:
     cost, chip = step.cost, step.chip
     lines = [
         f"multiply-adds   {cost.multiply_adds / 1e9:.1f} G a chip in the program, "
-        f"{step.multiply_adds_by_hand / 1e9:.1f} G by hand, which counts padding too"
+        f"{step.multiply_adds_by_hand / 1e9:.1f} G by hand, with padding, without zeros"
     ]
     for (kind, group), (count, total) in sorted(cost.collectives.items()):
         lines.append(f"collectives     {count} × {kind} among {group} chips: {_mb(total)} a chip")

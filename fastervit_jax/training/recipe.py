@@ -29,6 +29,7 @@ from fastervit_jax.training.finetuning import (
     is_frozen,
     learning_rate_multiplier,
 )
+from fastervit_jax.training.mesh import batch_shards
 from fastervit_jax.training.optimizers import by_path, make_optimizer
 from fastervit_jax.training.partition import gather_in_loops
 from fastervit_jax.training.schedules import warmup_cosine_schedule
@@ -86,7 +87,10 @@ def skeleton(config: ml_collections.ConfigDict, mesh: Mesh) -> FasterViT:
     """
     model = abstract_model(model_config(config), dtype=jnp.dtype(config.model.dtype))
     model.set_attributes(group_size=batch_norm_group(config))
-    model.set_attributes(tokens_last=mesh.devices.flat[0].platform == "tpu")
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    a_device = config.batch_size // (config.accumulate * batch_shards(mesh))
+    model.set_attributes(tokens_last=on_tpu)
+    model.set_attributes(pairs=on_tpu and a_device % 2 == 0)
     for stage in config.remat:
         model.stages[stage - 1].set_attributes(remat=True)
     if config.scan_blocks:

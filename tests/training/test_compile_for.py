@@ -60,6 +60,8 @@ def test_time_is_cycles_beside_or_before_copying():
     assert slow == pytest.approx(computing + copying)
     assert _step().images_per_second()[1] == pytest.approx(4096 / slow)
     assert _step().peak_share()[1] == pytest.approx(200e9 / slow / 197e12)
+    with_zeros = _step(multiply_adds_by_hand=90_000_000_000)
+    assert with_zeros.peak_share()[1] == pytest.approx(180e9 / slow / 197e12)
 
 
 def test_what_is_unknown_stays_unknown():
@@ -126,7 +128,7 @@ def test_the_compiler_agrees_with_the_multiply_adds_a_cycle(topology, kind, monk
 
 @needs_libtpu
 @pytest.mark.slow
-def test_attention_has_the_layout_of_the_mesh_it_runs_on():
+def test_the_network_is_laid_out_for_the_mesh_it_runs_on():
     from fastervit_jax.training.compile_for import topology_devices
     from fastervit_jax.training.mesh import make_mesh
     from fastervit_jax.training.recipe import skeleton
@@ -138,6 +140,10 @@ def test_attention_has_the_layout_of_the_mesh_it_runs_on():
             part.tokens_last for _, part in nnx.iter_modules(model) if type(part) is Attention
         ]
         assert layouts and set(layouts) == {expected}
+        assert model.pairs == expected
+    mesh = make_mesh(devices=topology_devices("v5e:2x2"))
+    config.batch_size = 4 * 3
+    assert not skeleton(config, mesh).pairs
 
 
 @needs_libtpu

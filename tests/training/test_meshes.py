@@ -54,11 +54,13 @@ def run(
     depths=(1, 1, 1, 1),
     group_size=4,
     drop_path=0.1,
+    pairs=False,
     steps=STEPS,
 ):
     """Losses of some steps, the state after them, and the compiled step."""
     with jax.enable_x64(True):
         model = _model(depths, group_size=group_size, drop_path=drop_path)
+        model.set_attributes(pairs=pairs)
         for stage in remat:
             model.stages[stage - 1].set_attributes(remat=True)
         mesh = make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)])
@@ -126,6 +128,16 @@ def test_same_on_every_mesh(accumulate):
             difference = largest_difference(run(mesh, accumulate=accumulate, remat=remat), one)
             print(f"mesh {mesh}, accumulate {accumulate}, remat {remat}: {difference:.1e}")
             assert difference < 1e-9
+
+
+@pytest.mark.slow
+def test_pairs_of_images_change_nothing():
+    """As on a TPU, with two images a device, which are normalised with the next device's two."""
+    one = run()
+    for mesh in [(1, 1, 1), *MESHES]:
+        difference = largest_difference(run(mesh, pairs=True, remat=(1,)), one)
+        print(f"mesh {mesh}, images in pairs: {difference:.1e}")
+        assert difference < 1e-9
 
 
 @pytest.mark.slow
