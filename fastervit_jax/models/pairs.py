@@ -26,7 +26,7 @@ def pair(maps: jax.Array) -> jax.Array:
 def unpair(maps: jax.Array) -> jax.Array:
     """Inverse of `pair`."""
     n, height, width, channels = maps.shape
-    apart = jnp.stack(jnp.split(maps, 2, axis=-1), axis=1)
+    apart = maps.reshape(n, height, width, 2, channels // 2).transpose(0, 3, 1, 2, 4)
     return apart.reshape(2 * n, height, width, channels // 2)
 
 
