@@ -58,10 +58,10 @@ class StepIterator(Iterator[Any]):
         if not 0 <= start <= stop:
             raise ValueError(f"The steps must run from 0 or later, not from {start} to {stop}.")
         self._remaining = stop - start
+        self._workers = min(num_workers, self._remaining)
         self._iterator = None
         if self._remaining:
-            workers = min(num_workers, self._remaining)
-            self._iterator = _grain_iterator(make, start, stop, workers)
+            self._iterator = _grain_iterator(make, start, stop, self._workers)
 
     def __next__(self) -> Any:
         # Counted here: Grain's own StopIteration would bring a traceback that keeps the last
@@ -74,7 +74,8 @@ class StepIterator(Iterator[Any]):
             self._remaining -= 1
             return next(self._iterator)
         except BaseException as error:
-            _clear_frames(error)
+            if self._workers:
+                _clear_frames(error)
             self.close()
             if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
                 raise RuntimeError(
@@ -87,10 +88,17 @@ class StepIterator(Iterator[Any]):
     def close(self) -> None:
         """Stops the workers; the iterator is then at its end."""
         iterator, self._iterator = self._iterator, None
-        if iterator is not None:
-            iterator.close()
-            del iterator
-            _collect()
+        if iterator is None:
+            return
+        # The last frames of Grain's threads hold the last arrays in reference cycles, and memory
+        # left to the end of the process would be reported as leaked. An array's memory is closed by
+        # a thread of Grain's. Were its SharedMemory garbage at the same time, Python's collector
+        # would close that, too, and where the two meet, one fails and the memory stays.
+        kept = _shared_memory()
+        iterator.close()
+        del iterator
+        kept += _shared_memory()
+        gc.collect()
 
     def __enter__(self) -> "StepIterator":
         return self
@@ -99,26 +107,18 @@ class StepIterator(Iterator[Any]):
         self.close()
 
 
+def _shared_memory() -> list[SharedMemory]:
+    """All shared memory that this process has open."""
+    return [thing for thing in gc.get_objects() if type(thing) is SharedMemory]
+
+
 def _clear_frames(error: BaseException) -> None:
-    """Makes an error let go of the arrays in Grain's frames, for the reason given in `_collect`."""
+    """Makes a worker's error let go of the arrays in Grain's frames, for the reason in `close`."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        # Errors of workers have frames of Grain's making, called by those that hold the arrays.
+        # Frames that show where a worker was are Grain's making, called by those with the arrays.
         for caller, _ in traceback.walk_stack(frame):
             with contextlib.suppress(RuntimeError):  # it is running
                 caller.clear()
-
-
-def _collect() -> None:
-    """Frees the arrays that a closed iterator leaves in reference cycles, and their shared memory.
-
-    The last frames of Grain's threads are such cycles; memory left to the end of the process would
-    be reported as leaked. An array is freed by a thread of Grain's. Were its `SharedMemory` garbage
-    at the same time, Python's collector would close that, too, and where the two meet, one fails
-    and the memory stays: so none is garbage meanwhile.
-    """
-    kept = [thing for thing in gc.get_objects() if type(thing) is SharedMemory]
-    gc.collect()
-    del kept
 
 
 def _grain_iterator(make: Callable[[int], Any], start: int, stop: int, num_workers: int) -> Any:

@@ -29,8 +29,8 @@ class FasterViT(nnx.Module):
         strides: pixels of the image per position of these maps.
         num_features: channels of the pooled features that the head sees.
         deployed: whether this is what `deploy` returns.
-        pairs: in training, take images through the stem and the first stage two by two, where that
-            fills a TPU's rows (`models.pairs`). It changes speed alone; on a mesh every device
+        pairs: in training on TPUs, take images through the stem and the first stage two by two,
+            where that fills rows (`models.pairs`). It changes speed alone; on a mesh every device
             should hold an even number of images. `training.recipe` sets it.
     """
 
@@ -93,7 +93,9 @@ class FasterViT(nnx.Module):
         self._check_images(images)
         x = images.astype(self.dtype)
         paired = self._takes_pairs_of(len(x))
-        x = self.stem(pair(x) if paired else x)
+        with jax.named_scope("stem"):
+            x = pair(x) if paired else x
+        x = self.stem(x)
         maps = []
         for index, stage in enumerate(self.stages):
             with jax.named_scope(f"stage{index + 1}"):

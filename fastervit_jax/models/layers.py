@@ -175,7 +175,12 @@ class BatchNorm(nnx.BatchNorm):
         x = x.astype(full_precision(self.dtype))
         if self.use_running_average:
             return self._normalised(x, self.mean[...], self.var[...])
-        abreast = x.shape[-1] // self.num_features
+        abreast, rest = divmod(x.shape[-1], self.num_features)
+        if rest or not abreast or (self.group_size or 0) % abreast:
+            raise ValueError(
+                f"Batch norm of {self.num_features} channels, in groups of "
+                f"{self.group_size or 'all'} images, cannot take a map of {x.shape}."
+            )
         rows = self.group_size // abreast if self.group_size else len(x)
         groups = x.reshape(-1, rows, *x.shape[1:])
         mean, var = self._update_statistics(groups)

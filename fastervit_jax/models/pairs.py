@@ -1,6 +1,6 @@
-"""Two images side by side in the channels of one map, which changes speed alone.
+"""Two images side by side in the channels of one map, for TPUs: it changes speed alone.
 
-TPUs keep the last axis of an array in rows of 128 numbers and compute on whole rows. A map of 64
+They keep the last axis of an array in rows of 128 numbers and compute on whole rows. A map of 64
 channels leaves half of every row empty; with a second image beside the first none is. A convolution
 then has its kernel twice, on a diagonal of zeros: the matrix units had multiplied by as many zeros
 before. What it is worth stands in benchmarks/NOTES.md.
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fastervit_jax.models.layers import full_precision, one_pass_variance
+from fastervit_jax.models.layers import full_precision
 
 ROW = 128
 """Numbers in a row of a TPU's memory."""
@@ -31,16 +31,14 @@ def unpair(maps: jax.Array) -> jax.Array:
 
 
 def convolve(convolution: nnx.Conv, maps: jax.Array) -> jax.Array:
-    """A convolution of maps that hold one image, or two side by side."""
+    """A convolution of maps that hold one image, or, with twice the channels, two side by side."""
     if maps.shape[-1] == 2 * convolution.in_features:
         convolution = _of_pairs(convolution)
     return convolution(maps)
 
 
 def _of_pairs(convolution: nnx.Conv) -> nnx.Conv:
-    wide = nnx.merge(*nnx.split(convolution))
-    wide.in_features *= 2
-    wide.out_features *= 2
+    wide = nnx.clone(convolution, variables=False)
     kernel = convolution.kernel[...]
     wide.kernel = nnx.Param(jnp.kron(jnp.eye(2, dtype=kernel.dtype), kernel))
     if convolution.bias is not None:
@@ -49,25 +47,25 @@ def _of_pairs(convolution: nnx.Conv) -> nnx.Conv:
 
 
 def normalise(norm: nnx.LayerNorm, maps: jax.Array) -> jax.Array:
-    """A layer norm of maps that hold one image, or two side by side.
+    """A layer norm of maps that hold one image, or, with twice the channels, two side by side.
 
-    Of two, means come out of a product with a matrix that averages either's channels: sums over
-    half a row would part the rows.
+    Of two, sums come out of a product with a matrix of ones for either's channels: sums over half a
+    row would part the rows.
     """
     features = norm.num_features
     if maps.shape[-1] == features:
         return norm(maps)
     wide = full_precision(maps.dtype)
-    averaging = jnp.kron(jnp.eye(2, dtype=wide), jnp.full((features, features), 1 / features, wide))
+    adding = jnp.kron(jnp.eye(2, dtype=wide), jnp.ones((features, features), wide))
     # Three products of bfloat16 hold 16 bits: all that bfloat16 values and their squares have.
-    precision = "high" if one_pass_variance(maps.dtype) else "highest"
+    precision = "high" if norm.use_fast_variance else "highest"
 
     def mean_of(values):
-        return jnp.dot(values, averaging, precision=precision)
+        return jnp.dot(values, adding, precision=precision) / features
 
     x = maps.astype(wide)
     mean = mean_of(x)
-    if one_pass_variance(maps.dtype):
+    if norm.use_fast_variance:
         variance = jnp.maximum(mean_of(jnp.square(x)) - jnp.square(mean), 0)
     else:
         variance = mean_of(jnp.square(x - mean))

@@ -125,9 +125,10 @@ def test_an_accident_in_a_worker_is_an_error_within_seconds(
     assert not closed_by_the_collector
 
 
-def test_without_workers_errors_are_the_same(log):
-    with pytest.raises(ValueError, match="step 4 went wrong"):
+def test_without_workers_errors_are_the_same_and_can_be_debugged(log):
+    with pytest.raises(ValueError, match="step 4 went wrong") as raised:
         list(StepIterator(Steps(log, "raises"), 0, 10, 0))
+    assert raised.traceback[-1].locals["step"] == 4
 
 
 def test_closing_early_stops_the_workers(log):
