@@ -92,7 +92,7 @@ class FasterViT(nnx.Module):
         """
         self._check_images(images)
         x = images.astype(self.dtype)
-        paired = self._takes_pairs_of(len(x))
+        paired = self._takes_pairs_of(x.shape[0])  # symbolic in an exported program
         with jax.named_scope("stem"):
             x = pair(x) if paired else x
         x = self.stem(x)
