@@ -68,14 +68,14 @@ def lower(program: str, name: str, batch: int, mesh):
     return step.lower(state, {"image": images, "label": jax.ShapeDtypeStruct((batch,), jnp.int32)})
 
 
-def by_hand(program: str, name: str, batch: int) -> float:
+def by_hand(program: str, name: str, batch: int) -> int:
     """Multiply-adds of the architecture; the first convolution has no gradient to its input."""
     count = multiply_adds(variant_config(name))
     forward = batch * count.per_image + count.per_pass
     return forward if program == "forward" else 3 * forward - batch * count.stem[0]
 
 
-def figures(text: str, chip: Chip, needed: float) -> dict:
+def figures(text: str, chip: Chip, needed: int) -> dict:
     """What a compiled program tells; `needed` are the multiply-adds by hand."""
     program = hlo.parse(text)
     cost = hlo.cost(program)

@@ -1,6 +1,6 @@
 """Two images side by side in the channels of one map, for TPUs: it changes speed alone.
 
-They keep the last axis of an array in rows of 128 numbers and compute on whole rows. A map of 64
+TPUs keep the last axis of an array in rows of 128 numbers and compute on whole rows. A map of 64
 channels leaves half of every row empty; with a second image beside the first none is. A convolution
 then has its kernel twice, on a diagonal of zeros: the matrix units had multiplied by as many zeros
 before. What it is worth stands in benchmarks/NOTES.md.
