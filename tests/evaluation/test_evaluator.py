@@ -1,13 +1,9 @@
 """Every image once, on any mesh, batch size and number of hosts; the device kept busy."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,8 +16,7 @@ from fastervit_jax.data.workers import StepIterator
 from fastervit_jax.evaluation.evaluator import evaluate, make_eval_step
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_model, evaluate_weights
 from fastervit_jax.training.mesh import make_mesh
-
-ROOT = Path(__file__).parents[2]
+from tests.training.hosts import start
 
 
 @pytest.fixture(scope="module")
@@ -84,44 +79,25 @@ def test_devices_and_batch_size_do_not_matter(small, on_eight_devices, devices, 
     assert abs(other.loss - on_eight_devices.loss) < 1e-6
 
 
-def test_two_processes_give_the_same(small, tmp_path):
+# What Gloo prints as hosts meet, piece by piece: its threads write between each other's pieces.
+GLOO = re.compile(
+    r"\[Gloo\] Rank | is connected to | peer ranks\. |"
+    r"Expected number of connected peer ranks is : |\d|\n"
+)
+
+
+def test_two_processes_give_the_same(small, tmp_path, monkeypatch):
     """eval.py on two hosts of four devices each, which talk over 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = [
-        *(sys.executable, "eval.py", f"--weights={small.weights}", f"--dataset={small.spec}"),
-        *(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--batch_size=16"),
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    flags = [
+        *(f"--weights={small.weights}", f"--dataset={small.spec}", "--batch_size=16"),
         *("--crop_fraction=0.875", "--crop_mode=center"),
         *(f"--json={tmp_path}/result.json", f"--predictions={tmp_path}/predictions.csv"),
     ]
-    hosts = [
-        subprocess.Popen(
-            [*command, f"--process_id={number}"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        outputs = [host.communicate(timeout=300) for host in hosts]
-    finally:
-        for host in hosts:
-            host.kill()
-    assert [host.returncode for host in hosts] == [0, 0], outputs
-    two = json.loads(outputs[0][0].splitlines()[-1])
-    # Gloo prints lines of its own, and their ends apart from them.
-    lines = outputs[1][0].splitlines()
-    said = [line for line in lines if line.strip() and not line.startswith("[Gloo]")]
-    assert not said, "the second host speaks"
+    first, second = start(2, flags, devices=4, program=("eval.py",))
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    two = json.loads(first[1].splitlines()[-1])
+    assert not GLOO.sub("", second[1]), "the second host speaks"
     one = evaluate_weights(
         str(small.weights), small.spec, options=EvaluationOptions(batch_size=16)
     ).summary()
