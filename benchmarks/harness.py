@@ -194,6 +194,7 @@ def about(device: str) -> dict:
         "date": date.today().isoformat(),
         "device": _device_name(device),
         "counts": {"cpu": "processor time", "gpu": "the clock"}.get(device, "cycles"),
+        "allocator": _allocator(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
         "commit": commit(),
     }
@@ -221,6 +222,16 @@ def _device_name(device: str) -> str:
     import jax
 
     return jax.devices()[0].device_kind
+
+
+def _allocator() -> str:
+    """Where this process has its memory from: a library put before glibc by LD_PRELOAD, or glibc.
+
+    The network's memory is one piece a call, which glibc gives back to the system every time.
+    """
+    libraries = (line.split("/")[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+    names = ("tcmalloc", "jemalloc", "mimalloc")
+    return next((file for file in libraries if any(name in file for name in names)), "glibc")
 
 
 def commit() -> str | None:

@@ -39,7 +39,7 @@ from fastervit_jax.training.step import StepSettings, compile_train_step, make_t
 def lower(program: str, name: str, batch: int, mesh):
     """The forward pass, or the training step without mixing and erasing, for one chip."""
     model = abstract_model(variant_config(name), dtype=jnp.bfloat16)
-    model.set_attributes(tokens_last=True)
+    model.set_attributes(platform="tpu")
     model.set_attributes(pairs=batch % 2 == 0)
     pure = PureModel(model)
     height, width = model.config.resolution

@@ -23,23 +23,29 @@ class Attention(nnx.Module):
     Tokens are [N, T, C]; the last side² of the T form a square and know each other's positions.
 
     Attributes:
-        tokens_last: how query, key and value lie in memory, which changes speed alone: as
-            [N, heads, d, T], the default on TPUs, or as [N, T, heads, d]. TPUs lay out the last
-            axis in rows of 128: those of a head's few channels would be mostly empty, and parting
-            and turning one large product is a copy of it. To compile for TPUs elsewhere:
-            `model.set_attributes(tokens_last=True)`.
+        platform: what it is to run on, by which tokens lie in memory; it changes speed alone. To
+            compile for TPUs elsewhere: `model.set_attributes(platform="tpu")`.
+            "tpu": query, key and value are [N, heads, d, T], elsewhere [N, T, heads, d]. TPUs lay
+            out the last axis in rows of 128: those of a head's few channels would be mostly empty,
+            and parting and turning one large product is a copy of it.
+            "cpu": linear layers get tokens as rows of a matrix (`as_rows`).
     """
 
     def __init__(self, config: FasterViTConfig, width: int, heads: int, *, dtype, rngs: nnx.Rngs):
         self.heads = heads
         self.scale = config.qk_scale or (width // heads) ** -0.5
         self.dtype = dtype
-        self.tokens_last = jax.default_backend() == "tpu"
+        self.platform = jax.default_backend()
         self.qkv = linear(width, 3 * width, use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.position_bias = RelativePositionBias(heads, dtype=dtype, rngs=rngs)
         self.weights_dropout = Dropout(config.attn_drop_rate)
         self.projection = linear(width, width, dtype=dtype, rngs=rngs)
         self.projection_dropout = Dropout(config.drop_rate)
+
+    @property
+    def tokens_last(self) -> bool:
+        """Whether query, key and value have their tokens in the last axis."""
+        return self.platform == "tpu"
 
     @jax.named_scope("attention")
     def __call__(self, x: jax.Array, side: int, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -60,7 +66,7 @@ class Attention(nnx.Module):
     def _by_head(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Query, key and value: [N, heads, d, T] by a product each, or [N, T, heads, d] by one."""
         if not self.tokens_last:
-            parts = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)
+            parts = self.qkv(as_rows(x, self.platform)).reshape(*x.shape[:2], 3, self.heads, -1)
             return parts[:, :, 0], parts[:, :, 1], parts[:, :, 2]
         kernel, bias = self._arrays(self.qkv)
         kernel = kernel.reshape(len(kernel), 3, self.heads, -1)
@@ -75,7 +81,9 @@ class Attention(nnx.Module):
     def _projected(self, mixed: jax.Array) -> jax.Array:
         """All heads' values through the last linear layer: [N, T, C]."""
         if not self.tokens_last:
-            return self.projection(mixed.reshape(*mixed.shape[:2], -1))
+            n, tokens, heads, channels = mixed.shape
+            mixed = mixed.reshape(n, tokens, heads * channels)
+            return self.projection(as_rows(mixed, self.platform)).reshape(mixed.shape)
         kernel, bias = self._arrays(self.projection)
         kernel = kernel.reshape(self.heads, -1, kernel.shape[-1])
         return jnp.einsum("nhdt,hdc->ntc", mixed, kernel) + bias
@@ -86,20 +94,35 @@ class Attention(nnx.Module):
         return layer.kernel[...].astype(self.dtype), bias
 
 
+def as_rows(tokens: jax.Array, platform: str) -> jax.Array:
+    """Tokens [N, T, C] as a matrix [N·T, C] for a linear layer on a CPU, elsewhere as they are.
+
+    XLA for CPU turns what a gradient of the kernel is made of where it sums over two axes, together
+    with all that leads there. On TPUs, which pad the T tokens, the matrix would be a copy.
+    """
+    return tokens.reshape(-1, tokens.shape[-1]) if platform == "cpu" else tokens
+
+
 class Mlp(nnx.Module):
-    """Two linear layers with an exact (erf) GELU between them, on tokens [..., C]."""
+    """Two linear layers with an exact (erf) GELU between them, on tokens [N, T, C].
+
+    Attributes:
+        platform: what it is to run on, as in `Attention`.
+    """
 
     def __init__(self, config: FasterViTConfig, width: int, *, dtype, rngs: nnx.Rngs):
         hidden = int(width * config.mlp_ratio)
+        self.platform = jax.default_backend()
         self.expand = linear(width, hidden, dtype=dtype, rngs=rngs)
         self.contract = linear(hidden, width, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(config.drop_rate)
 
     @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = gelu(self.expand(x))
+        shape = x.shape
+        x = gelu(self.expand(as_rows(x, self.platform)))
         x = self.contract(self.dropout(x, rngs=rngs))
-        return self.dropout(x, rngs=rngs)
+        return self.dropout(x, rngs=rngs).reshape(shape)
 
 
 class LayerScale(nnx.Module):

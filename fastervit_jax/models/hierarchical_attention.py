@@ -15,7 +15,7 @@ from flax import nnx
 
 from fastervit_jax.models.attention import TransformerLayer
 from fastervit_jax.models.config import FasterViTConfig
-from fastervit_jax.models.layers import conv3x3, full_precision
+from fastervit_jax.models.layers import DepthwiseConv3x3, full_precision
 from fastervit_jax.models.position import PositionEmbedding
 from fastervit_jax.models.windows import (
     carriers_to_picture,
@@ -35,7 +35,7 @@ class CarrierTokenizer(nnx.Module):
         self.ct_size = config.ct_size
         self.window_size = config.window_size[stage]
         self.dtype = dtype
-        self.convolution = conv3x3(width, width, groups=width, dtype=dtype, rngs=rngs)
+        self.convolution = DepthwiseConv3x3(width, dtype=dtype, rngs=rngs)
 
     @jax.named_scope("tokenizer")
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -87,10 +87,10 @@ def skeleton(config: ml_collections.ConfigDict, mesh: Mesh) -> FasterViT:
     """
     model = abstract_model(model_config(config), dtype=jnp.dtype(config.model.dtype))
     model.set_attributes(group_size=batch_norm_group(config))
-    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    platform = mesh.devices.flat[0].platform
     a_device = config.batch_size // (config.accumulate * batch_shards(mesh))
-    model.set_attributes(tokens_last=on_tpu)
-    model.set_attributes(pairs=on_tpu and a_device % 2 == 0)
+    model.set_attributes(platform=platform)
+    model.set_attributes(pairs=platform == "tpu" and a_device % 2 == 0)
     for stage in config.remat:
         model.stages[stage - 1].set_attributes(remat=True)
     if config.scan_blocks:

@@ -54,12 +54,17 @@ def run(
     depths=(1, 1, 1, 1),
     group_size=4,
     drop_path=0.1,
+    platform="cpu",
     pairs=False,
     steps=STEPS,
 ):
-    """Losses of some steps, the state after them, and the compiled step."""
+    """Losses of some steps, the state after them, and the compiled step.
+
+    `platform` is what the network is laid out for; it runs on CPU devices in any case.
+    """
     with jax.enable_x64(True):
         model = _model(depths, group_size=group_size, drop_path=drop_path)
+        model.set_attributes(platform=platform)
         model.set_attributes(pairs=pairs)
         for stage in remat:
             model.stages[stage - 1].set_attributes(remat=True)
@@ -107,11 +112,12 @@ def largest_difference(first, second) -> float:
 def test_all_at_once_is_the_same_as_one_device():
     """Every axis, accumulation, rematerialisation and loops, against one device with accumulation.
 
-    The block of stage 4 makes a loop of one; `test_loops_change_nothing` has longer ones.
+    Laid out as on a TPU, against one as on a CPU. The block of stage 4 makes a loop of one;
+    `test_loops_change_nothing` has longer ones.
     """
     one = run(accumulate=2)
     assert len(set(one[0])) == STEPS, "the losses stand still"
-    split = run((2, 2, 2), accumulate=2, remat=ALL_STAGES, scan=True)
+    split = run((2, 2, 2), accumulate=2, remat=ALL_STAGES, scan=True, platform="tpu")
     difference = largest_difference(split, one)
     print(f"2×2×2 with accumulation, rematerialisation and loops: {difference:.1e}")
     assert difference < 1e-9
@@ -125,7 +131,8 @@ def test_same_on_every_mesh(accumulate):
         for remat in ((), (2, 3), ALL_STAGES):
             if mesh == (1, 1, 1) and not remat:
                 continue
-            difference = largest_difference(run(mesh, accumulate=accumulate, remat=remat), one)
+            split = run(mesh, accumulate=accumulate, remat=remat, platform="tpu")
+            difference = largest_difference(split, one)
             print(f"mesh {mesh}, accumulate {accumulate}, remat {remat}: {difference:.1e}")
             assert difference < 1e-9
 
@@ -135,7 +142,8 @@ def test_pairs_of_images_change_nothing():
     """As on a TPU, with two images a device, which are normalised with the next device's two."""
     one = run()
     for mesh in [(1, 1, 1), *MESHES]:
-        difference = largest_difference(run(mesh, pairs=True, remat=(1,)), one)
+        split = run(mesh, pairs=True, remat=(1,), platform="tpu")
+        difference = largest_difference(split, one)
         print(f"mesh {mesh}, images in pairs: {difference:.1e}")
         assert difference < 1e-9
 

@@ -1,0 +1,121 @@
+"""What is laid out by platform, against plain NumPy in float64, and each against the others."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import erf
+
+from fastervit_jax.models import variant_config
+from fastervit_jax.models.attention import Attention, Mlp
+from fastervit_jax.models.layers import DepthwiseConv3x3
+
+CONFIG = variant_config("faster_vit_0_224")
+WINDOWS, SIDE, IN_FRONT, WIDTH, HEADS = 3, 3, 2, 24, 4
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _check(module: nnx.Module, run: Callable, expected: Callable, shape: tuple[int, ...]) -> None:
+    """Outputs as `expected` has them, and the same gradients, on every platform.
+
+    Args:
+        module: gets random weights and biases first.
+        run: (module, x) → output.
+        expected: x → output, in NumPy.
+        shape: of x.
+    """
+    random = np.random.default_rng(0)
+    for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        variable.set_value(jnp.asarray(random.standard_normal(variable.shape) / 4))
+    x = random.standard_normal(shape)
+
+    def squares(module, x):
+        out = run(module, x)
+        return jnp.sum(out**2), out
+
+    found = {}
+    for platform in ("cpu", "gpu", "tpu"):
+        module.set_attributes(platform=platform)
+        gradients, out = nnx.jit(nnx.grad(squares, argnums=(0, 1), has_aux=True))(module, x)
+        np.testing.assert_allclose(out, expected(x), rtol=1e-10, atol=1e-10, err_msg=platform)
+        found[platform] = gradients
+    for platform in ("gpu", "tpu"):
+        jax.tree.map(
+            lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9),
+            found[platform],
+            found["cpu"],
+        )
+
+
+def _linear(layer: nnx.Linear, x: np.ndarray) -> np.ndarray:
+    product = x @ np.asarray(layer.kernel[...])
+    return product if layer.bias is None else product + np.asarray(layer.bias[...])
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_attention(qkv_bias):
+    config = dataclasses.replace(CONFIG, qkv_bias=qkv_bias)
+    attention = Attention(config, WIDTH, HEADS, dtype=jnp.float64, rngs=nnx.Rngs(0))
+
+    def expected(x):
+        bias = np.asarray(attention.position_bias(x.shape[1], SIDE))
+        out = np.empty_like(x)
+        for window, tokens in enumerate(x):
+            query, key, value = np.split(_linear(attention.qkv, tokens), 3, axis=-1)
+            for head in range(HEADS):
+                own = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
+                logits = query[:, own] @ key[:, own].T / np.sqrt(WIDTH // HEADS) + bias[head]
+                weights = np.exp(logits)
+                weights /= weights.sum(axis=-1, keepdims=True)
+                out[window, :, own] = weights @ value[:, own]
+        return _linear(attention.projection, out)
+
+    shape = (WINDOWS, IN_FRONT + SIDE**2, WIDTH)
+    _check(attention, lambda attention, x: attention(x, SIDE), expected, shape)
+
+
+def test_mlp():
+    mlp = Mlp(CONFIG, WIDTH, dtype=jnp.float64, rngs=nnx.Rngs(0))
+
+    def expected(x):
+        hidden = _linear(mlp.expand, x)
+        return _linear(mlp.contract, hidden * (1 + erf(hidden / np.sqrt(2))) / 2)
+
+    _check(mlp, lambda mlp, x: mlp(x), expected, (WINDOWS, SIDE**2, WIDTH))
+
+
+def test_depthwise_convolution():
+    convolution = DepthwiseConv3x3(WIDTH, dtype=jnp.float64, rngs=nnx.Rngs(0))
+
+    def expected(x):
+        kernel = np.asarray(convolution.kernel[...])
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        out = np.empty_like(x)
+        for row, column in np.ndindex(x.shape[1:3]):
+            square = padded[:, row : row + 3, column : column + 3]
+            out[:, row, column] = (square * kernel[:, :, 0]).sum(axis=(1, 2))
+        return out + np.asarray(convolution.bias[...])
+
+    _check(convolution, lambda convolution, x: convolution(x), expected, (2, 4, 5, WIDTH))
+
+
+def test_depthwise_convolution_in_bfloat16_sums_in_float32():
+    convolution = DepthwiseConv3x3(WIDTH, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 6, WIDTH)), jnp.bfloat16)
+    convolution.set_attributes(platform="cpu")
+    out = convolution(x)
+    assert out.dtype == jnp.bfloat16
+    precise = nnx.clone(convolution)
+    precise.dtype = jnp.float32
+    kernel = convolution.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
+    precise.kernel = nnx.Param(kernel)
+    np.testing.assert_array_equal(out, precise(x).astype(jnp.bfloat16))
