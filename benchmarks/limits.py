@@ -184,6 +184,8 @@ def main() -> None:
         shape = (arguments.batch, *model.config.resolution, 3)
         images = jax.ShapeDtypeStruct(shape, model.dtype)
         parts = list(pieces(model, images))
+        counted = pieces(multiply_adds.countable(model), images)
+        macs_of = {part.name: traced(part) for part in counted}
         if arguments.stages_only:
             parts = [part for part in parts if part.name.count(".") < 2]
         runs, matrix_macs, copied = limits(device, arguments.dtype)
@@ -197,7 +199,7 @@ def main() -> None:
         print(f"{name}: {2 * rate / 1e12:.4g} TFLOP/s, {bandwidth / 1e9:.4g} GB/s")
         for part in parts:
             compiled, size = compiled_and_bytes(part)
-            macs = traced(part)
+            macs = macs_of[part.name]
             seconds = timings[part.name].counted
             floor = max(macs / rate, size / bandwidth)
             record.add(

@@ -2,6 +2,20 @@
 
 import math
 
+from flax import nnx
+
+from fastervit_jax.models import FasterViT
+
+
+def countable(model: FasterViT) -> FasterViT:
+    """The network, with the same arrays, of products and convolutions alone, which are counted.
+
+    Laid out for a CPU, one of its convolutions is a sum of shifted maps.
+    """
+    network = nnx.merge(*nnx.split(model))
+    network.set_attributes(platform="gpu")
+    return network
+
 
 def traced(jaxpr) -> int:
     """Multiply-adds of all matrix products and convolutions in a program.
