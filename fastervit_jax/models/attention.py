@@ -29,6 +29,7 @@ class Attention(nnx.Module):
             out the last axis in rows of 128: those of a head's few channels would be mostly empty,
             and parting and turning one large product is a copy of it.
             "cpu": linear layers get tokens as rows of a matrix (`as_rows`).
+            Anything else: neither.
     """
 
     def __init__(self, config: FasterViTConfig, width: int, heads: int, *, dtype, rngs: nnx.Rngs):

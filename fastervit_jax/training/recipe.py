@@ -89,7 +89,7 @@ def skeleton(config: ml_collections.ConfigDict, mesh: Mesh) -> FasterViT:
     model.set_attributes(group_size=batch_norm_group(config))
     platform = mesh.devices.flat[0].platform
     a_device = config.batch_size // (config.accumulate * batch_shards(mesh))
-    model.set_attributes(platform=platform)
+    model.set_attributes(platform=platform, raise_if_not_found=False)  # depths may be 0
     model.set_attributes(pairs=platform == "tpu" and a_device % 2 == 0)
     for stage in config.remat:
         model.stages[stage - 1].set_attributes(remat=True)
