@@ -225,9 +225,10 @@ def _device_name(device: str) -> str:
 
 
 def _allocator() -> str:
-    """Where this process has its memory from: a library put before glibc by LD_PRELOAD, or glibc.
+    """Where this process has its memory from: glibc, or a library that LD_PRELOAD puts before it.
 
-    The network's memory is one piece a call, which glibc gives back to the system every time.
+    Found by name among the files in its memory. XLA takes a call's temporaries as one piece, which
+    glibc gives back to the system every time.
     """
     libraries = (line.split("/")[-1] for line in Path("/proc/self/maps").read_text().splitlines())
     names = ("tcmalloc", "jemalloc", "mimalloc")

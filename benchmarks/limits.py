@@ -8,8 +8,9 @@ parts. A part's floor is the larger of two times: its multiply-adds at that rate
 of the limit that is reached. The network is the deployed one; every part is compiled by itself, so
 parts need not sum to the whole: what the compiler joins across them shows as the difference.
 
-Multiply-adds are counted by hand, in the traced program, and (half of all floating-point operations
-of XLA's cost analysis, elementwise work included) in the compiled one.
+Multiply-adds are counted by hand, in the network traced without a layout for any device, and (half
+of all floating-point operations of XLA's cost analysis, elementwise work included) in the compiled
+program.
 """
 
 from collections.abc import Callable, Iterator

@@ -5,6 +5,7 @@ import math
 from flax import nnx
 
 from fastervit_jax.models import FasterViT
+from fastervit_jax.models.layers import lay_out
 
 
 def countable(model: FasterViT) -> FasterViT:
@@ -12,8 +13,8 @@ def countable(model: FasterViT) -> FasterViT:
 
     Laid out for a CPU, one of its convolutions is a sum of shifted maps.
     """
-    network = nnx.merge(*nnx.split(model))
-    network.set_attributes(platform="any")
+    network = nnx.clone(model, variables=False)
+    lay_out(network, "any")
     return network
 
 

@@ -28,6 +28,7 @@ from fastervit_jax.chips import CHIPS, Chip
 from fastervit_jax.models import abstract_model, variant_config
 from fastervit_jax.models.counting import multiply_adds
 from fastervit_jax.models.functional import PureModel, arrays_of
+from fastervit_jax.models.layers import lay_out
 from fastervit_jax.training.compile_for import topology_devices
 from fastervit_jax.training.device_augmentation import AugmentationSettings
 from fastervit_jax.training.mesh import batch_sharding, make_mesh, replicated
@@ -39,7 +40,7 @@ from fastervit_jax.training.step import StepSettings, compile_train_step, make_t
 def lower(program: str, name: str, batch: int, mesh):
     """The forward pass, or the training step without mixing and erasing, for one chip."""
     model = abstract_model(variant_config(name), dtype=jnp.bfloat16)
-    model.set_attributes(platform="tpu")
+    lay_out(model, "tpu")
     model.set_attributes(pairs=batch % 2 == 0)
     pure = PureModel(model)
     height, width = model.config.resolution

@@ -32,6 +32,7 @@ from flax import nnx
 
 from fastervit_jax import cli
 from fastervit_jax.models import FasterViT
+from fastervit_jax.models.layers import lay_out
 from fastervit_jax.opening import define_weights_flags
 from fastervit_jax.prediction import class_names
 
@@ -66,13 +67,14 @@ def export_model(model: FasterViT, output: str | Path, *, format: str) -> float:
     if missing:
         raise ImportError(f"--format={format} needs {' and '.join(missing)}: pip install {extra}")
     _check_absent(Path(output))
-    model = nnx.merge(*nnx.split(model if model.deployed else model.deploy()))
-    # The program is to run elsewhere: nothing is laid out for this machine.
-    model.set_attributes(platform="any", raise_if_not_found=False)
+    model = nnx.clone(model, variables=False) if model.deployed else model.deploy()
     shape = (*model.config.resolution, model.config.in_chans)
     images = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
     function, weights = _pure(model)
     expected = np.asarray(jax.jit(function)(weights, images))
+    # The program is to run elsewhere: nothing is laid out for this machine.
+    lay_out(model, "any")
+    function, weights = _pure(model)
     with _new_directory(Path(output)) as directory:
         run = write(function, weights, shape, directory)
         difference = max(

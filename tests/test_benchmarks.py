@@ -79,7 +79,7 @@ def test_a_record_is_whole_after_every_row(tmp_path):
         assert content["rows"][-1] == {"model": number, "ratio": 0.5}
         assert len(content["rows"]) == number + 1
     assert content["versions"]["jax"] == jax.__version__
-    assert {"date", "device", "commit", "settings"} <= set(content)
+    assert {"date", "device", "commit", "settings", "allocator"} <= set(content)
 
 
 def test_fewer_than_five_turns_are_refused():

@@ -23,8 +23,8 @@ class Attention(nnx.Module):
     Tokens are [N, T, C]; the last side² of the T form a square and know each other's positions.
 
     Attributes:
-        platform: what it is to run on, by which tokens lie in memory; it changes speed alone. To
-            compile for TPUs elsewhere: `model.set_attributes(platform="tpu")`.
+        platform: what it is to run on, by which tokens lie in memory: it changes speed and, in
+            the last digit, rounding. To compile for TPUs elsewhere: `lay_out(model, "tpu")`.
             "tpu": query, key and value are [N, heads, d, T], elsewhere [N, T, heads, d]. TPUs lay
             out the last axis in rows of 128: those of a head's few channels would be mostly empty,
             and parting and turning one large product is a copy of it.

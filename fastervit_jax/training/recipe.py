@@ -22,6 +22,7 @@ from fastervit_jax.data.rand_augment import RandAugment, parse_rand_augment
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.fastervit import abstract_model
 from fastervit_jax.models.functional import arrays_of
+from fastervit_jax.models.layers import lay_out
 from fastervit_jax.training.config import batch_norm_group, model_config
 from fastervit_jax.training.device_augmentation import AugmentationSettings
 from fastervit_jax.training.finetuning import (
@@ -89,7 +90,7 @@ def skeleton(config: ml_collections.ConfigDict, mesh: Mesh) -> FasterViT:
     model.set_attributes(group_size=batch_norm_group(config))
     platform = mesh.devices.flat[0].platform
     a_device = config.batch_size // (config.accumulate * batch_shards(mesh))
-    model.set_attributes(platform=platform, raise_if_not_found=False)  # depths may be 0
+    lay_out(model, platform)
     model.set_attributes(pairs=platform == "tpu" and a_device % 2 == 0)
     for stage in config.remat:
         model.stages[stage - 1].set_attributes(remat=True)

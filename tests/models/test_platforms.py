@@ -12,7 +12,7 @@ from scipy.special import erf
 
 from fastervit_jax.models import variant_config
 from fastervit_jax.models.attention import Attention, Mlp
-from fastervit_jax.models.layers import DepthwiseConv3x3
+from fastervit_jax.models.layers import DepthwiseConv3x3, lay_out
 
 CONFIG = variant_config("faster_vit_0_224")
 WINDOWS, SIDE, IN_FRONT, WIDTH, HEADS = 3, 3, 2, 24, 4
@@ -44,7 +44,7 @@ def _check(module: nnx.Module, run: Callable, expected: Callable, shape: tuple[i
 
     found = {}
     for platform in ("cpu", "gpu", "tpu"):
-        module.set_attributes(platform=platform)
+        lay_out(module, platform)
         gradients, out = nnx.jit(nnx.grad(squares, argnums=(0, 1), has_aux=True))(module, x)
         np.testing.assert_allclose(out, expected(x), rtol=1e-10, atol=1e-10, err_msg=platform)
         found[platform] = gradients
@@ -111,9 +111,13 @@ def test_depthwise_convolution():
 def test_depthwise_convolution_in_bfloat16_sums_in_float32():
     convolution = DepthwiseConv3x3(WIDTH, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 6, WIDTH)), jnp.bfloat16)
-    convolution.set_attributes(platform="cpu")
+    lay_out(convolution, "any")
+    other = np.asarray(convolution(x), np.float32)
+    lay_out(convolution, "cpu")
     out = convolution(x)
     assert out.dtype == jnp.bfloat16
+    # The other rounds once more, before the bias.
+    np.testing.assert_allclose(np.asarray(out, np.float32), other, rtol=2**-7, atol=2**-8)
     precise = nnx.clone(convolution)
     precise.dtype = jnp.float32
     kernel = convolution.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)

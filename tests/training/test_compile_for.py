@@ -12,8 +12,9 @@ from jax.sharding import SingleDeviceSharding
 
 from fastervit_jax import hlo
 from fastervit_jax.chips import CHIPS
-from fastervit_jax.models.attention import Attention
+from fastervit_jax.models.attention import Attention, Mlp
 from fastervit_jax.models.counting import multiply_adds
+from fastervit_jax.models.layers import DepthwiseConv3x3
 from fastervit_jax.training.compile_for import CompiledStep, Memory, describe, step_multiply_adds
 from fastervit_jax.training.config import model_config
 from tests.training.small_run import ROOT, recipe
@@ -134,13 +135,15 @@ def test_the_network_is_laid_out_for_the_mesh_it_runs_on():
     from fastervit_jax.training.recipe import skeleton
 
     config = recipe("smoke")
-    for devices, expected in ((topology_devices("v5e:1x1"), True), (jax.devices("cpu")[:1], False)):
+    for devices, expected in (
+        (topology_devices("v5e:1x1"), "tpu"),
+        (jax.devices("cpu")[:1], "cpu"),
+    ):
         model = skeleton(config, make_mesh(devices=devices))
-        layouts = [
-            part.tokens_last for _, part in nnx.iter_modules(model) if type(part) is Attention
-        ]
-        assert layouts and set(layouts) == {expected}
-        assert model.pairs == expected
+        parts = [part for _, part in nnx.iter_modules(model) if hasattr(part, "platform")]
+        assert {type(part) for part in parts} == {Attention, Mlp, DepthwiseConv3x3}
+        assert {part.platform for part in parts} == {expected}
+        assert model.pairs == (expected == "tpu")
     mesh = make_mesh(devices=topology_devices("v5e:2x2"))
     config.batch_size = 4 * 3
     assert not skeleton(config, mesh).pairs

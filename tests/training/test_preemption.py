@@ -43,8 +43,8 @@ def _asked(seconds: float) -> subprocess.Popen:
 def test_the_first_signal_is_a_request():
     process = _asked(0)
     # Not `communicate`, which does not see what `readline` has already taken from the pipe.
-    assert process.stdout.read() == "interrupted\nleft\n"
     assert process.wait(timeout=30) == 0
+    assert process.stdout.read() == "interrupted\nleft\n"
 
 
 def test_the_second_signal_ends_the_process_at_once():
