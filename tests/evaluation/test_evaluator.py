@@ -94,7 +94,7 @@ def test_two_processes_give_the_same(small, tmp_path, monkeypatch):
         *("--crop_fraction=0.875", "--crop_mode=center"),
         *(f"--json={tmp_path}/result.json", f"--predictions={tmp_path}/predictions.csv"),
     ]
-    first, second = start(2, flags, devices=4, program=("eval.py",))
+    first, second = start(2, flags, devices=4, program=("eval.py",), timeout=300)
     assert (first[0], second[0]) == (0, 0), (first, second)
     two = json.loads(first[1].splitlines()[-1])
     assert not GLOO.sub("", second[1]), "the second host speaks"

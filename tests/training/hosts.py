@@ -16,6 +16,7 @@ def start(
     flags_of=lambda host: (),
     root_of=lambda host: ROOT,
     program: tuple[str, ...] = ("train.py",),
+    timeout: float = 1500,
 ) -> list:
     """Runs a program as `count` processes to their end.
 
@@ -26,6 +27,7 @@ def start(
         flags_of: further flags of a process, by its number.
         root_of: where a process starts, by its number.
         program: what Python is to run.
+        timeout: seconds after which they are given up.
 
     Returns:
         For each process, (exit code, standard output, standard error).
@@ -55,7 +57,7 @@ def start(
             )
         )
     try:
-        outputs = [host.communicate(timeout=1500) for host in hosts]
+        outputs = [host.communicate(timeout=timeout) for host in hosts]
     finally:
         for host in hosts:
             host.kill()
