@@ -6,7 +6,7 @@ python convert_torch_weights.py --model=NAME --weights=DIR --to_torch=FILE.pth.t
 
 from absl import flags
 
-from fastervit_jax import cli
+from fastervit_jax.commands import flags as cli
 
 _MODEL = flags.DEFINE_string("model", None, "Official model name, such as faster_vit_0_224.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The torch or safetensors file to convert.")
@@ -22,7 +22,7 @@ _model_options = cli.define_model_flags()
 
 def main(_) -> None:
     """Converts, in the direction that the flags say."""
-    from fastervit_jax.conversion.convert import convert_checkpoint, export_to_torch
+    from fastervit_jax.weights.convert import convert_checkpoint, export_to_torch
 
     options = _model_options()
     inwards = {"--checkpoint": _CHECKPOINT.value, "--output": _OUTPUT.value}

@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from fastervit_jax import cli
+from fastervit_jax.commands import flags as cli
 
 _MODEL = flags.DEFINE_string(
     "model", None, "Model name; may be left out where the weights say what they are."
@@ -101,7 +101,7 @@ def evaluate_one(options) -> None:
     from fastervit_jax.evaluation.report import check_report_directory, write_report
     from fastervit_jax.evaluation.result import check_destination, details_json, predictions_csv
     from fastervit_jax.evaluation.run import evaluate_weights
-    from fastervit_jax.files import write_whole
+    from fastervit_jax.data.paths import write_whole
 
     if not _WEIGHTS.value:
         raise ValueError(
@@ -141,7 +141,7 @@ def fill_table(options) -> None:
     """Evaluates all converted networks on all benchmarks."""
     from fastervit_jax.evaluation.result import check_destination
     from fastervit_jax.evaluation.table import evaluate_all
-    from fastervit_jax.files import write_whole
+    from fastervit_jax.data.paths import write_whole
 
     if not _WEIGHTS_DIR.value:
         raise ValueError("--all needs --weights_dir: where to look for converted weights.")

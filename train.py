@@ -7,7 +7,7 @@ a TPU pod that need not be there, and how fast it would be.
 from absl import flags
 from ml_collections import config_flags
 
-from fastervit_jax import cli
+from fastervit_jax.commands import flags as cli
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe: a file of configs/.", lock_config=True
@@ -26,7 +26,7 @@ flags.mark_flags_as_required(["config"])
 def main(_) -> None:
     """Trains, or compiles for a pod."""
     if _COMPILE_FOR.value:
-        from fastervit_jax.training.compile_for import compile_for, describe
+        from fastervit_jax.analysis.compile_for import compile_for, describe
 
         print(describe(compile_for(_CONFIG.value, _COMPILE_FOR.value)))
         return
@@ -34,7 +34,7 @@ def main(_) -> None:
         raise ValueError("Give --workdir, where the run is written, or --compile_for.")
     _keep_programs()
     _join_hosts()
-    from fastervit_jax.training.agreement import check_hosts_agree
+    from fastervit_jax.parallel.agreement import check_hosts_agree
     from fastervit_jax.training.loop import train
 
     check_hosts_agree(_CONFIG.value, _WORKDIR.value)

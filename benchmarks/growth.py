@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.counting import multiply_adds as multiply_adds_by_hand
+from fastervit_jax.analysis.multiply_adds import multiply_adds as multiply_adds_by_hand
 
 
 def their_multiply_adds(model: torch.nn.Module, images: torch.Tensor) -> float:

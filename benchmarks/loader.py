@@ -38,7 +38,7 @@ from fastervit_jax.data import (
     open_source,
     train_batches,
 )
-from fastervit_jax.data.sources import Source
+from fastervit_jax.data.sources.source import Source
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; the table goes beside it.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times that every candidate takes its turn.")

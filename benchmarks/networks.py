@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from fastervit_jax.conversion.names import from_torch_layout, torch_name
+from fastervit_jax.weights.names import from_torch_layout, torch_name
 from fastervit_jax.models import FasterViT, abstract_model, list_models, variant_config
 
 if not torch.cuda.is_available() and not hasattr(torch.ops.torchvision, "nms"):

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from fastervit_jax import hlo
+from fastervit_jax.analysis import hlo
 
 STAGES = r"stem|stage\d/downsample|stage\d|head"
 PARTS = r"carriers|tokenizer|attention|mlp"

@@ -40,7 +40,7 @@ def compile_row(number: int, topology: str) -> dict:
     import jax
     import places
 
-    from fastervit_jax.training.compile_for import compile_for, describe
+    from fastervit_jax.analysis.compile_for import compile_for, describe
 
     name = f"faster_vit_{number}_224"
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")

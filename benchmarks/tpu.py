@@ -3,7 +3,7 @@
     python benchmarks/tpu.py --models 0 --chips v5e:1x1 --programs forward step
 
 No TPU is needed (`pip install libtpu`), and nothing is run: all figures are the compiler's
-estimates, read as `train.py --compile_for` reads them (`fastervit_jax.hlo`): bodies of loops count
+estimates, read as `train.py --compile_for` reads them (`fastervit_jax.analysis.hlo`): bodies of loops count
 as often as they run; with anything that has no estimate the total is unknown, and says of what.
 
 Cycles are split by stage and by kind of operation: `products` (matrix products and convolutions,
@@ -23,17 +23,17 @@ import jax.numpy as jnp
 import networks
 import places
 
-from fastervit_jax import hlo
-from fastervit_jax.chips import CHIPS, Chip
+from fastervit_jax.analysis import hlo
+from fastervit_jax.analysis.chips import CHIPS, Chip
 from fastervit_jax.models import abstract_model, variant_config
-from fastervit_jax.models.counting import multiply_adds
-from fastervit_jax.models.functional import PureModel, arrays_of
+from fastervit_jax.analysis.multiply_adds import multiply_adds
+from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.models.layers import lay_out
-from fastervit_jax.training.compile_for import topology_devices
-from fastervit_jax.training.device_augmentation import AugmentationSettings
-from fastervit_jax.training.mesh import batch_sharding, make_mesh, replicated
+from fastervit_jax.analysis.compile_for import topology_devices
+from fastervit_jax.augmentation.device import AugmentationSettings
+from fastervit_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from fastervit_jax.training.optimizers import make_optimizer
-from fastervit_jax.training.state import abstract_state
+from fastervit_jax.runs.state import abstract_state
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 
 

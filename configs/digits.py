@@ -6,7 +6,7 @@ Reproduces nothing; it shows every part at work on real images. Should reach 98.
     python train.py --config=configs/digits.py --workdir=runs/digits
 """
 
-from fastervit_jax.training.config import default_config
+from fastervit_jax.runs.config import default_config
 
 
 def get_config():

@@ -9,7 +9,7 @@ followed here. Neither is known to have made the published weights.
         --config.data.data_dir=TFDS_DIR
 """
 
-from fastervit_jax.training.config import default_config
+from fastervit_jax.runs.config import default_config
 
 
 def get_config():

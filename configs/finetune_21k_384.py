@@ -9,7 +9,7 @@ chips.
         --config.finetune.weights=fastervit_4_21k_224_w14.pth.tar --config.data.data_dir=TFDS_DIR
 """
 
-from fastervit_jax.training.config import default_config
+from fastervit_jax.runs.config import default_config
 
 
 def get_config():

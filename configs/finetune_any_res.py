@@ -7,7 +7,7 @@ square does not have. Reproduces nothing published. One pod slice of 8 chips.
         --config.finetune.weights=fastervit_0_224_1k.pth.tar --config.data.data_dir=TFDS_DIR
 """
 
-from fastervit_jax.training.config import default_config
+from fastervit_jax.runs.config import default_config
 
 
 def get_config():

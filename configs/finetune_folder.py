@@ -10,7 +10,7 @@ as they are, name 'stem', 'stages.0', 'stages.1', 'downsamples.0' and 'downsampl
         --config.data.train=folder:PATH/train --config.data.validation=folder:PATH/val
 """
 
-from fastervit_jax.training.config import default_config
+from fastervit_jax.runs.config import default_config
 
 
 def get_config():

@@ -7,7 +7,7 @@ epochs of any set take seconds to minutes.
         --config.data.validation=SPEC --config.model.num_classes=N
 """
 
-from fastervit_jax.training.config import default_config
+from fastervit_jax.runs.config import default_config
 
 
 def get_config():

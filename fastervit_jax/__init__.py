@@ -1,6 +1,6 @@
 """FasterViT: Fast Vision Transformers with Hierarchical Attention, in JAX and Flax NNX."""
 
-from fastervit_jax.conversion.weights import save_model
+from fastervit_jax.weights.loading import save_model
 from fastervit_jax.create import create_model
 from fastervit_jax.models import FasterViT, FasterViTConfig, list_models
 from fastervit_jax.prediction import predict

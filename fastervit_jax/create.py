@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from fastervit_jax.conversion.directory import DamagedWeightsError
-from fastervit_jax.conversion.weights import describe, load_model, open_weights
+from fastervit_jax.weights.directory import DamagedWeightsError
+from fastervit_jax.weights.loading import describe, load_model, open_weights
 from fastervit_jax.models import FasterViT, variant_config
 
 
@@ -66,7 +66,7 @@ def create_model(
     if pretrained:
         if weights is not None:
             raise ValueError("Give weights or pretrained=True, not both.")
-        from fastervit_jax.conversion.hub import pretrained_directory
+        from fastervit_jax.weights.hub import pretrained_directory
 
         weights = pretrained_directory(name)
     if weights is None:

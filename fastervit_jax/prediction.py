@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastervit_jax.data.images import DamagedImageError, EvalTransform
-from fastervit_jax.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
+from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
 from fastervit_jax.models import FasterViT
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -157,7 +157,7 @@ def _transform(model: FasterViT) -> EvalTransform:
     if preprocessing is None or model.config.in_chans != 3:
         raise ValueError(
             "The model does not say how it wants RGB images: make it with create_model, or set "
-            "model.preprocessing (fastervit_jax.preprocessing.Preprocessing)."
+            "model.preprocessing (fastervit_jax.data.preprocessing.Preprocessing)."
         )
     return EvalTransform(
         model.config.resolution, preprocessing.crop_fraction, preprocessing.crop_mode

@@ -16,10 +16,10 @@ from flax import nnx
 from PIL import Image
 
 from fastervit_jax import predict, save_model
-from fastervit_jax.conversion.weights import describe
+from fastervit_jax.weights.loading import describe
 from fastervit_jax.data import decode_eval
 from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
-from fastervit_jax.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
+from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
 from fastervit_jax.prediction import class_names
 
 from .models.conftest import quick_compilation  # noqa: F401

@@ -3,13 +3,13 @@
 Importing this loads neither TensorFlow nor TFDS nor Grain; they are loaded where they are used.
 """
 
-from fastervit_jax.data.batches import TrainLoader, eval_batches, train_batches
+from fastervit_jax.data.loader import TrainLoader, eval_batches, train_batches
 from fastervit_jax.data.damage import DamageReport, TooMuchDamageError
 from fastervit_jax.data.device import prefetch_to_device
 from fastervit_jax.data.images import DamagedImageError, EvalTransform, decode_eval
 from fastervit_jax.data.order import steps_per_epoch
-from fastervit_jax.data.sources import Example, Source, check_same_classes, open_source
-from fastervit_jax.data.train_transform import TrainTransform
+from fastervit_jax.data.sources.source import Example, Source, check_same_classes, open_source
+from fastervit_jax.augmentation.host import TrainTransform
 
 __all__ = [
     "DamageReport",

@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R
-from fastervit_jax.preprocessing import ROBUSTNESS_CROP, CropMode
+from fastervit_jax.data.preprocessing import ROBUSTNESS_CROP, CropMode
 
 
 @dataclasses.dataclass(frozen=True)

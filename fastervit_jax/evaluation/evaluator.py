@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fastervit_jax.data import prefetch_to_device
-from fastervit_jax.models.functional import Arrays
-from fastervit_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from fastervit_jax.training.device_augmentation import normalize
-from fastervit_jax.training.mesh import batch_sharding, place_batch
+from fastervit_jax.models.pure_model import Arrays
+from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from fastervit_jax.augmentation.device import normalize
+from fastervit_jax.parallel.mesh import batch_sharding, place_batch
 
 # Batches whose answers are awaited while the device works on: fetching the answers of the newest
 # would leave it idle until the next one is sent.
@@ -93,7 +93,7 @@ class Evaluation:
 
 
 class InferenceModel(Protocol):
-    """A network as a function of its arrays, such as `models.functional.PureModel`."""
+    """A network as a function of its arrays, such as `models.pure_model.PureModel`."""
 
     def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
         """Logits of normalised images."""

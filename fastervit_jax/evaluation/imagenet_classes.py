@@ -9,7 +9,7 @@ whose places among the 1000 the official script takes with `--valid-labels`.
 import functools
 import importlib.resources
 
-from fastervit_jax.imagenet_names import NAME_OF_SYNSET
+from fastervit_jax.data.imagenet_names import NAME_OF_SYNSET
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from fastervit_jax.data import Source
-from fastervit_jax.data.tfds_source import TfdsSource
+from fastervit_jax.data.sources.tfds import TfdsSource
 from fastervit_jax.evaluation.evaluator import Evaluation, Predictions
 from fastervit_jax.evaluation.image_keys import image_keys
 

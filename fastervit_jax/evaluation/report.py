@@ -16,7 +16,7 @@ from fastervit_jax.evaluation.imagenet_classes import spoken
 from fastervit_jax.evaluation.metrics import calibration, class_accuracy, confused_pairs
 from fastervit_jax.evaluation.report_page import PAGE
 from fastervit_jax.evaluation.result import Result
-from fastervit_jax.files import write_whole
+from fastervit_jax.data.paths import write_whole
 
 REPORT_NAME = "report.html"
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastervit_jax.conversion.directory import METADATA, is_converted
-from fastervit_jax.conversion.weights import Loaded, open_weights
+from fastervit_jax.weights.directory import METADATA, is_converted
+from fastervit_jax.weights.loading import Loaded, open_weights
 from fastervit_jax.data import open_source
 from fastervit_jax.evaluation.benchmarks import BENCHMARKS, PUBLISHED, PUBLISHED_ON
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_task, load_for_evaluation

@@ -31,7 +31,7 @@ class FasterViT(nnx.Module):
         deployed: whether this is what `deploy` returns.
         pairs: in training on TPUs, take images through the stem and the first stage two by two,
             where that fills rows (`models.pairs`). It changes speed alone; on a mesh every device
-            should hold an even number of images. `training.recipe` sets it.
+            should hold an even number of images. `training.build` sets it.
     """
 
     # What `create_model` notes on a model it makes.
@@ -174,7 +174,7 @@ class FasterViT(nnx.Module):
         Arguments and errors are those of `fastervit_jax.save_model`, which this calls.
         """
         # The one way from here to the rest of the project, taken only when it is asked for.
-        from fastervit_jax.conversion.weights import save_model
+        from fastervit_jax.weights.loading import save_model
 
         save_model(self, directory, class_names=class_names, overwrite=overwrite)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fastervit_jax.models.attention import TransformerLayer
+from fastervit_jax.models.transformer import TransformerLayer
 from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.layers import DepthwiseConv3x3, full_precision
 from fastervit_jax.models.position import PositionEmbedding

@@ -8,7 +8,7 @@ from flax import nnx
 
 from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.conv_block import ConvBlock
-from fastervit_jax.models.functional import Arrays, flatten, unflatten
+from fastervit_jax.models.pure_model import Arrays, flatten, unflatten
 from fastervit_jax.models.hierarchical_attention import (
     CarrierTokenizer,
     HierarchicalAttentionBlock,
@@ -53,7 +53,7 @@ class AttentionStage(nnx.Module):
             program, and the time to compile it, do not grow with the number of blocks.
             `stage.set_attributes(scan=True)` sets it.
         gather: in that loop, what brings a block's arrays together where they are used
-            (`training.partition`); None where they are whole.
+            (`parallel.partition`); None where they are whole.
     """
 
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):

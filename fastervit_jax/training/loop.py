@@ -14,32 +14,32 @@ from fastervit_jax.data import Source, prefetch_to_device, steps_per_epoch
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.pictures import draw_predictions
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.functional import PureModel
-from fastervit_jax.training import recipe
-from fastervit_jax.training.checkpoints import Checkpoints
-from fastervit_jax.training.config import check_config, mixing_group, model_config
+from fastervit_jax.models.pure_model import PureModel
+from fastervit_jax.training import build
+from fastervit_jax.runs.checkpoints import Checkpoints
+from fastervit_jax.runs.config import check_config, mixing_group, model_config
 from fastervit_jax.training.finetuning import load_initial_model
-from fastervit_jax.training.identity import check_same_run, run_identity
-from fastervit_jax.training.lock import exclusive
-from fastervit_jax.training.mesh import batch_shards, make_mesh, place_batch
+from fastervit_jax.runs.resume_check import check_same_run, run_identity
+from fastervit_jax.runs.lock import exclusive
+from fastervit_jax.parallel.mesh import batch_shards, make_mesh, place_batch
 from fastervit_jax.training.preemption import Interrupted, StopRequest
-from fastervit_jax.training.processes import failures_of_peers, sum_over_processes
+from fastervit_jax.parallel.hosts import failures_of_peers, sum_over_processes
 from fastervit_jax.training.profile import Profile
 from fastervit_jax.training.progress import Progress
 from fastervit_jax.training.reporting import Reporter, draw_curves
-from fastervit_jax.training.skipped import (
+from fastervit_jax.training.nonfinite import (
     BatchPlace,
     SkippedSteps,
     TooManySkippedError,
     write_evidence,
 )
-from fastervit_jax.training.state import (
+from fastervit_jax.runs.state import (
     abstract_state,
     average_model,
     place_state,
 )
 from fastervit_jax.training.step import compile_train_step, make_train_step
-from fastervit_jax.training.workdir import save_config
+from fastervit_jax.runs.workdir import save_config
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluation | None:
@@ -62,8 +62,8 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
     tensor, hosts = mesh.shape["tensor"], jax.process_count()
     check_config(config, batch_shards=batch_shards(mesh), hosts=hosts, tensor=tensor)
     # A bad transform and bad data are refused before anything is written.
-    recipe.train_transform(config)
-    data = recipe.open_data(config)
+    build.train_transform(config)
+    data = build.open_data(config)
     workdir = epath.Path(workdir)
     with StopRequest() as stop, exclusive(workdir), failures_of_peers():
         return _train(config, data, workdir, mesh, stop)
@@ -76,9 +76,9 @@ def _train(
     epoch_steps = steps_per_epoch(len(training), config.batch_size)
     total_steps = (config.epochs + config.cooldown_epochs) * epoch_steps
     last_step = min(total_steps, (config.stop_after_epochs * epoch_steps) or total_steps)
-    schedule = recipe.learning_rate(config, epoch_steps)
-    optimizer = recipe.optimizer(config, schedule)
-    dtype, skeleton = jnp.dtype(config.model.dtype), recipe.skeleton(config, mesh)
+    schedule = build.learning_rate(config, epoch_steps)
+    optimizer = build.optimizer(config, schedule)
+    dtype, skeleton = jnp.dtype(config.model.dtype), build.skeleton(config, mesh)
     model = PureModel(skeleton, frozen=config.finetune.frozen)
 
     keep = config.checkpoint
@@ -101,7 +101,7 @@ def _train(
         about |= {"mixing_group": mixing_group(config, batch_shards(mesh)), "damaged_images": 0}
     save_config(config, workdir)
 
-    settings = recipe.step_settings(
+    settings = build.step_settings(
         config, epoch_steps=epoch_steps, mixing_group=about["mixing_group"]
     )
     train_step = compile_train_step(
@@ -142,7 +142,7 @@ def _train(
         return at_epoch or at_step or step == last_step
 
     def evaluate_average() -> Evaluation:
-        with contextlib.closing(recipe.validation_batches(config, validation)) as batches:
+        with contextlib.closing(build.validation_batches(config, validation)) as batches:
             arrays = average_model(state)
             return evaluate(eval_step, *arrays, batches, mesh, images_done=stop.interrupt)
 
@@ -161,7 +161,7 @@ def _train(
     evaluation, step = None, start
     damage_before = about["damaged_images"]
     with contextlib.ExitStack() as stack:
-        loader = recipe.train_loader(config, training, start, last_step)
+        loader = build.train_loader(config, training, start, last_step)
         for closed in (progress, reporter, loader):
             stack.callback(closed.close)
         hosts = jax.process_count()

@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from fastervit_jax.files import is_remote, write_whole
+from fastervit_jax.data.paths import is_remote, write_whole
 
 _REMOTE_EVERY = 30
 """Seconds between two versions of a file in a bucket, which takes one a second at most."""

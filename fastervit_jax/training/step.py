@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fastervit_jax.models.functional import Arrays, PureModel
-from fastervit_jax.training.device_augmentation import AugmentationSettings, augment
+from fastervit_jax.models.pure_model import Arrays, PureModel
+from fastervit_jax.augmentation.device import AugmentationSettings, augment
 from fastervit_jax.training.losses import mesa_divergence, soft_target_cross_entropy
-from fastervit_jax.training.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated
-from fastervit_jax.training.partition import gather
-from fastervit_jax.training.state import TrainState, average_model
+from fastervit_jax.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated
+from fastervit_jax.parallel.partition import gather
+from fastervit_jax.runs.state import TrainState, average_model
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -3,7 +3,7 @@
 import jax
 
 import train
-from fastervit_jax import cli
+from fastervit_jax.commands import flags as cli
 from fastervit_jax.data import batches
 
 _read = batches._read

@@ -15,8 +15,8 @@ from fastervit_jax.data import EvalTransform
 from fastervit_jax.data.workers import StepIterator
 from fastervit_jax.evaluation.evaluator import evaluate, make_eval_step
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_model, evaluate_weights
-from fastervit_jax.training.mesh import make_mesh
-from tests.training.hosts import start
+from fastervit_jax.parallel.mesh import make_mesh
+from tests.parallel.hosts import start
 
 
 @pytest.fixture(scope="module")

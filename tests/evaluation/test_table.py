@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from fastervit_jax.conversion.weights import save_model
+from fastervit_jax.weights.loading import save_model
 from fastervit_jax.evaluation.benchmarks import PUBLISHED
 from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.evaluation.table import Cell, Table, evaluate_all
-from tests.evaluation.small_task import small_task
+from tests.small.task import small_task
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fastervit_jax.models.functional import PureModel, arrays_of
+from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.models.layers import layer_norm
 from fastervit_jax.models.pairs import normalise, pair, unpair
 

@@ -11,7 +11,7 @@ from flax import nnx
 from scipy.special import erf
 
 from fastervit_jax.models import variant_config
-from fastervit_jax.models.attention import Attention, Mlp
+from fastervit_jax.models.transformer import Attention, Mlp
 from fastervit_jax.models.layers import DepthwiseConv3x3, lay_out
 
 CONFIG = variant_config("faster_vit_0_224")

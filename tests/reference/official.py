@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from fastervit_jax.conversion.names import from_torch_layout, torch_name
+from fastervit_jax.weights.names import from_torch_layout, torch_name
 from fastervit_jax.models import VARIANTS, FasterViT, abstract_model, variant_config
 from tests.quick_compilation import quick_jit
 

@@ -13,13 +13,13 @@ import torch
 from official import images, largest_difference, our_outputs, randomise, to_torch
 
 from fastervit_jax import create_model, save_model
-from fastervit_jax.conversion.convert import convert_checkpoint, export_to_torch
-from fastervit_jax.conversion.names import from_torch_layout, torch_name
-from fastervit_jax.conversion.official_files import read_torch_checkpoint
-from fastervit_jax.conversion.to_torch import state_to_torch
+from fastervit_jax.weights.convert import convert_checkpoint, export_to_torch
+from fastervit_jax.weights.names import from_torch_layout, torch_name
+from fastervit_jax.weights.torch_files import read_torch_checkpoint
+from fastervit_jax.weights.to_torch import state_to_torch
 from fastervit_jax.models import VARIANTS
-from fastervit_jax.models.functional import arrays_of
-from fastervit_jax.preprocessing import default_preprocessing
+from fastervit_jax.models.pure_model import arrays_of
+from fastervit_jax.data.preprocessing import default_preprocessing
 
 SMALL = dict(dim=16, in_dim=8, depths=(1, 1, 1, 1), num_classes=10)
 NAME = "faster_vit_3_224"
@@ -159,7 +159,7 @@ def test_training_checkpoints_plain_and_averaged(training_checkpoint, tmp_path):
 
 
 def open_source_of(directory):
-    from fastervit_jax.conversion.weights import open_weights
+    from fastervit_jax.weights.loading import open_weights
 
     return open_weights(directory).info.source
 
@@ -327,7 +327,7 @@ def test_a_network_that_computes_something_else_is_not_written(state, file, tmp_
 
 
 def test_fine_tuned_models_go_out(tmp_path):
-    from tests.conversion.small import random_model
+    from tests.small.weights import random_model
 
     model = random_model("faster_vit_3_any_res", resolution=(96, 160), num_classes=3)
     save_model(model, tmp_path / "ours", class_names=["a", "b", "c"])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fastervit_jax.training.device_augmentation import IMAGENET_MEAN, IMAGENET_STD, normalize
-from fastervit_jax.training.erasing import apply_erasing, draw_erasing
-from fastervit_jax.training.mixing import MixingDraw, apply_mixing, draw_mixing
+from fastervit_jax.augmentation.device import IMAGENET_MEAN, IMAGENET_STD, normalize
+from fastervit_jax.augmentation.erasing import apply_erasing, draw_erasing
+from fastervit_jax.augmentation.mixing import MixingDraw, apply_mixing, draw_mixing
 
 torch = pytest.importorskip("torch")
 timm_mixup = pytest.importorskip("timm.data.mixup")

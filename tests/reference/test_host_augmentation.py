@@ -12,13 +12,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision_functional
 
 from fastervit_jax.data import TrainTransform
-from fastervit_jax.data.operations import GEOMETRIC, Operation, apply_operation
-from fastervit_jax.data.rand_augment import (
+from fastervit_jax.augmentation.operations import GEOMETRIC, Operation, apply_operation
+from fastervit_jax.augmentation.rand_augment import (
     FIFTEEN,
     operation_argument,
     parse_rand_augment,
 )
-from fastervit_jax.data.train_transform import CropBox, crop_and_resize, draw_crop_box
+from fastervit_jax.augmentation.host import CropBox, crop_and_resize, draw_crop_box
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from photographs import encode, photographs

@@ -19,9 +19,9 @@ from timm.data import auto_augment, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from fastervit_jax.data import TrainTransform
-from fastervit_jax.data.operations import GEOMETRIC, Operation
-from fastervit_jax.data.rand_augment import RandAugment, parse_rand_augment
-from fastervit_jax.data.train_transform import draw_crop_box
+from fastervit_jax.augmentation.operations import GEOMETRIC, Operation
+from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
+from fastervit_jax.augmentation.host import draw_crop_box
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from photographs import encode

@@ -2,7 +2,7 @@
 
 from timm.data import ImageNetInfo
 
-from fastervit_jax.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
+from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
 
 
 def test_names_and_order():

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from fastervit_jax import create_model
-from fastervit_jax.models.functional import arrays_of
+from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.training.optimizers import by_path, decay_mask, make_optimizer
 
 torch = pytest.importorskip("torch")

@@ -14,8 +14,8 @@ from official import (
     to_torch,
 )
 
-from fastervit_jax.conversion.names import from_torch_layout, torch_name
-from fastervit_jax.models.functional import flatten
+from fastervit_jax.weights.names import from_torch_layout, torch_name
+from fastervit_jax.models.pure_model import flatten
 from tests.quick_compilation import quick_jit
 
 SMALL = dict(dim=16, in_dim=8, depths=(1, 0, 2, 1), num_classes=20, drop_path_rate=0.0)

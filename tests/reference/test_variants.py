@@ -7,7 +7,7 @@ import timm.layers
 import torch
 from official import DERIVED, flat_state
 
-from fastervit_jax.conversion.names import TOKENIZER_COPY, torch_name
+from fastervit_jax.weights.names import TOKENIZER_COPY, torch_name
 from fastervit_jax.models import VARIANTS, abstract_model, variant_config
 
 

@@ -17,14 +17,14 @@ import official
 import optax
 import torch
 
-from fastervit_jax.conversion.names import from_torch_layout, torch_name
+from fastervit_jax.weights.names import from_torch_layout, torch_name
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.functional import PureModel, arrays_of
-from fastervit_jax.training.device_augmentation import AugmentationSettings, normalize
+from fastervit_jax.models.pure_model import PureModel, arrays_of
+from fastervit_jax.augmentation.device import AugmentationSettings, normalize
 from fastervit_jax.training.losses import smooth_one_hot
-from fastervit_jax.training.mesh import make_mesh, place_batch
+from fastervit_jax.parallel.mesh import make_mesh, place_batch
 from fastervit_jax.training.optimizers import make_optimizer
-from fastervit_jax.training.state import new_state
+from fastervit_jax.runs.state import new_state
 from fastervit_jax.training.step import StepSettings, make_train_step
 from tests.quick_compilation import quick_jit
 

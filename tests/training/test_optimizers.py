@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from fastervit_jax.models.functional import flatten
+from fastervit_jax.models.pure_model import flatten
 from fastervit_jax.training.optimizers import (
     by_path,
     clip_by_global_norm_like_torch,

@@ -6,14 +6,14 @@ import pytest
 from flax import nnx
 
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.functional import PureModel
-from fastervit_jax.training import recipe
-from fastervit_jax.training.config import check_config, mixing_group, model_config
-from fastervit_jax.training.mesh import make_mesh
-from fastervit_jax.training.state import abstract_state
+from fastervit_jax.models.pure_model import PureModel
+from fastervit_jax.training import build
+from fastervit_jax.runs.config import check_config, mixing_group, model_config
+from fastervit_jax.parallel.mesh import make_mesh
+from fastervit_jax.runs.state import abstract_state
 from fastervit_jax.training.step import make_train_step
-from tests.training.small_run import ROOT
-from tests.training.small_run import recipe as read_recipe
+from tests.small.run import ROOT
+from tests.small.run import recipe as read_recipe
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 BIG = [name for name in NAMES if name.startswith(("faster_vit_", "finetune_"))]
@@ -31,7 +31,7 @@ OFFICIAL = {  # REFERENCE.md §4: optimizer, decay, MESA, its first epoch, warm-
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_valid(name):
     check_config(read_recipe(name), batch_shards=8, hosts=2)
-    recipe.train_transform(read_recipe(name))
+    build.train_transform(read_recipe(name))
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -42,7 +42,7 @@ def test_official_values(name):
     assert config.optimizer.name == optimizer
     assert config.optimizer.weight_decay == decay
     assert config.mesa.weight == mesa
-    assert recipe.mesa_start(config) == start
+    assert build.mesa_start(config) == start
     assert config.optimizer.warmup_epochs == warmup
     assert model_config(config).drop_path_rate == drop_path
     assert (config.batch_size, config.epochs, config.cooldown_epochs) == (4096, 310, 10)
@@ -53,15 +53,15 @@ def test_official_values(name):
 def test_distorting_on_the_device_leaves_it_to_the_device():
     config = read_recipe("faster_vit_0_224")
     host, device = (
-        recipe.train_transform(config),
-        recipe.augmentation_settings(config, mixing_group=8),
+        build.train_transform(config),
+        build.augmentation_settings(config, mixing_group=8),
     )
     assert (host.flip, host.rand_augment) == (0.5, config.rand_augment)
     assert (device.flip_probability, device.rand_augment) == (0.0, None)
     config.distort_on_device = True
     host, device = (
-        recipe.train_transform(config),
-        recipe.augmentation_settings(config, mixing_group=8),
+        build.train_transform(config),
+        build.augmentation_settings(config, mixing_group=8),
     )
     assert (host.flip, host.rand_augment) == (0.0, "")
     assert device.flip_probability == 0.5
@@ -75,8 +75,8 @@ def _trace(name: str, **changes) -> None:
     dtype = jnp.dtype(config.model.dtype)
     skeleton = nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0)))
     mesh = make_mesh()
-    optimizer = recipe.optimizer(config, recipe.learning_rate(config, 312))
-    settings = recipe.step_settings(config, epoch_steps=312, mixing_group=mixing_group(config, 8))
+    optimizer = build.optimizer(config, build.learning_rate(config, 312))
+    settings = build.step_settings(config, epoch_steps=312, mixing_group=mixing_group(config, 8))
     step = make_train_step(PureModel(skeleton), optimizer, settings, mesh)
     state = abstract_state(skeleton, optimizer, mesh)
     height, width = network.resolution

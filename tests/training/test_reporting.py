@@ -8,7 +8,7 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 
 from fastervit_jax.training.reporting import Reporter
-from tests.training.full_disk import files_of_at_most
+from tests.runs.full_disk import files_of_at_most
 
 
 def _events(path) -> list[Event]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastervit_jax.data.digits import write_digits
-from fastervit_jax.models.functional import arrays_of
+from fastervit_jax.data.sources.digits import write_digits
+from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.training.reporting import read_metrics
-from fastervit_jax.training.workdir import load_trained
-from tests.training.small_run import FLAGS, ROOT, as_flags
+from fastervit_jax.runs.workdir import load_trained
+from tests.small.run import FLAGS, ROOT, as_flags
 
 
 def _output(*command, **environment) -> str:

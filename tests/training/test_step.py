@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 from fastervit_jax.models import FasterViT, variant_config
-from fastervit_jax.models.functional import PureModel, arrays_of
-from fastervit_jax.training.device_augmentation import AugmentationSettings
-from fastervit_jax.training.mesh import make_mesh, place_batch
+from fastervit_jax.models.pure_model import PureModel, arrays_of
+from fastervit_jax.augmentation.device import AugmentationSettings
+from fastervit_jax.parallel.mesh import make_mesh, place_batch
 from fastervit_jax.training.optimizers import make_optimizer
-from fastervit_jax.training.state import abstract_state, new_state, place_state
+from fastervit_jax.runs.state import abstract_state, new_state, place_state
 from fastervit_jax.training.step import (
     MESA_FACTOR,
     StepSettings,

@@ -1,0 +1,130 @@
+"""The recipe's host transform: random resized crop, flip, RandAugment (REFERENCE.md §4)."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fastervit_jax.data.images import Resolution, decode_rgb, height_and_width
+from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
+
+_FILTERS = {
+    "bilinear": (Image.Resampling.BILINEAR,),
+    "bicubic": (Image.Resampling.BICUBIC,),
+    "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
+}
+_CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_crop_box(
+    image_height: int,
+    image_width: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> CropBox:
+    """Draws the rectangle of a random resized crop.
+
+    Its area is uniform in `scale` times the image's, its aspect (width / height) log-uniform in
+    `ratio`; of ten attempts the first that fits is placed uniformly. If none fits, the largest
+    centred rectangle whose aspect lies within `ratio`. Follows timm 0.9.16's
+    `RandomResizedCropAndInterpolation.get_params`.
+    """
+    for _ in range(_CROP_ATTEMPTS):
+        area = rng.uniform(*scale) * image_height * image_width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        width = round(math.sqrt(area * aspect))
+        height = round(math.sqrt(area / aspect))
+        if 0 < width <= image_width and 0 < height <= image_height:
+            top = int(rng.integers(0, image_height - height, endpoint=True))
+            left = int(rng.integers(0, image_width - width, endpoint=True))
+            return CropBox(top, left, height, width)
+    height, width = image_height, image_width
+    if width / height < ratio[0]:
+        height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        width = round(height * ratio[1])
+    return CropBox((image_height - height) // 2, (image_width - width) // 2, height, width)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """`(encoded, rng)` → a training image, uint8 `[H, W, 3]`, drawn from the official recipe.
+
+    Attributes:
+      resolution: side of the image, or (height, width), in pixels.
+      scale: range of the crop's share of the image's area.
+      ratio: range of the crop's aspect, width / height.
+      interpolation: "bilinear", "bicubic", or "random" for one of the two each time.
+      flip: probability of a horizontal flip.
+      rand_augment: a timm-style RandAugment string such as "rand-m9-mstd0.5-inc1"; "" for none.
+    """
+
+    resolution: Resolution
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "random"
+    flip: float = 0.5
+    rand_augment: str = ""
+
+    def __post_init__(self):
+        height_and_width(self.resolution)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be a range within (0, 1], not {self.scale}.")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be a range of positive aspects, not {self.ratio}.")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(
+                f"interpolation must be one of {', '.join(_FILTERS)}, not {self.interpolation!r}."
+            )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is a probability, not {self.flip}.")
+        if self.rand_augment:
+            parse_rand_augment(self.rand_augment)
+
+    def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
+        """Decodes and distorts one image. Raises DamagedImageError (see `decode_rgb`)."""
+        return np.asarray(self.distort(decode_rgb(encoded), rng))
+
+    def distort(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """The transform on an image already decoded, RGB of any size → RGB of `resolution`."""
+        box = draw_crop_box(image.height, image.width, scale=self.scale, ratio=self.ratio, rng=rng)
+        filters = _FILTERS[self.interpolation]
+        image = crop_and_resize(image, box, self.resolution, filters[rng.integers(len(filters))])
+        if rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self._augment is not None:
+            image = self._augment(image, rng)
+        return image
+
+    @functools.cached_property
+    def _augment(self) -> RandAugment | None:
+        if not self.rand_augment:
+            return None
+        # As in timm, a fixed filter for the crop is the geometric operations' filter too.
+        return parse_rand_augment(self.rand_augment, _FILTERS[self.interpolation])
+
+
+def crop_and_resize(
+    image: Image.Image, box: CropBox, resolution: Resolution, resampling: Image.Resampling
+) -> Image.Image:
+    """Cuts `box` out of an image and scales it to `resolution`, as torchvision's `resized_crop`."""
+    height, width = height_and_width(resolution)
+    # Cut first: `resize(box=...)` would let the filter see pixels beyond the box.
+    image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), resampling)

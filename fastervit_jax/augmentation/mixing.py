@@ -1,0 +1,240 @@
+"""Mixup and CutMix of whole groups of images on the device, with soft labels.
+
+Follows timm 0.9.16's ``FastCollateMixup`` in batch mode, the official script's collate function
+(`mixup <https://arxiv.org/abs/1710.09412>`_, `CutMix <https://arxiv.org/abs/1905.04899>`_).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fastervit_jax.augmentation.random_draws import (
+    check_divisible,
+    check_probability,
+    index_below,
+    inside_box,
+    uniform,
+)
+from fastervit_jax.training.losses import smooth_one_hot
+
+
+class MixingDraw(NamedTuple):
+    """How each of `G` groups is mixed.
+
+    Attributes:
+      lam: float32 ``[G]``: the share of an image's own label, its partner having the rest; in
+        mixup also that of the pixels, in CutMix the share of the image outside the box.
+      use_cutmix: bool ``[G]``: paste the partner's box instead of blending.
+      boxes: int32 ``[G, 4]``: top, bottom, left, right in pixels, the ends exclusive.
+    """
+
+    lam: jax.Array
+    use_cutmix: jax.Array
+    boxes: jax.Array
+
+
+def mix(
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    num_classes: int,
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    switch_probability: float = 0.5,
+    probability: float = 1.0,
+    smoothing: float = 0.1,
+    group_size: int = 128,
+    first_image: int | jax.Array = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes every group of consecutive images by mixup or CutMix, and makes soft labels.
+
+    Each image's partner is the one at the mirrored place of its group. As timm's
+    ``FastCollateMixup`` in batch mode does for a batch of `group_size`.
+
+    Args:
+      key: random key.
+      images: uint8 ``[N, H, W, C]``.
+      labels: integer classes, ``[N]``.
+      num_classes: number of classes ``K``.
+      mixup_alpha: Beta parameter of mixup's lambda; 0 for no mixup.
+      cutmix_alpha: Beta parameter of CutMix's lambda; 0 for no CutMix.
+      switch_probability: probability of CutMix where both are on.
+      probability: probability that a group is mixed.
+      smoothing: label smoothing.
+      group_size: images in a group; must divide ``N``.
+      first_image: index of the first image in the global batch, a multiple of `group_size`: the
+        draws depend on it.
+
+    Returns:
+      The mixed images, uint8 ``[N, H, W, C]``, and soft labels, float32 ``[N, K]``.
+
+    Raises:
+      ValueError: for a wrong dtype or shape, settings out of range, or a batch that does not make
+        whole groups.
+    """
+    _check_images_and_labels(images, labels)
+    if group_size < 1:
+        raise ValueError(f"A mixing group must hold at least 1 image; group_size is {group_size}.")
+    check_divisible(images.shape[0], group_size, "make whole mixing groups of {}")
+    if isinstance(first_image, int) and first_image % group_size:
+        raise ValueError(
+            f"Image {first_image} of the global batch begins no mixing group: first_image must be "
+            f"a multiple of group_size, {group_size}."
+        )
+    first_group = first_image // group_size
+    draw = draw_mixing(
+        key,
+        first_group + jnp.arange(images.shape[0] // group_size),
+        image_size=images.shape[1:3],
+        mixup_alpha=mixup_alpha,
+        cutmix_alpha=cutmix_alpha,
+        switch_probability=switch_probability,
+        probability=probability,
+    )
+    return apply_mixing(images, labels, draw, num_classes=num_classes, smoothing=smoothing)
+
+
+def draw_mixing(
+    key: jax.Array,
+    group_indices: jax.Array,
+    *,
+    image_size: Sequence[int],
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    switch_probability: float = 0.5,
+    probability: float = 1.0,
+) -> MixingDraw:
+    """Draws how groups are mixed, as timm's ``Mixup._params_per_batch`` and ``rand_bbox`` do.
+
+    Args:
+      key: random key.
+      group_indices: the groups' indices in the global batch, int ``[G]``.
+      image_size: height and width, in pixels.
+      mixup_alpha: as in `mix`.
+      cutmix_alpha: as in `mix`.
+      switch_probability: as in `mix`.
+      probability: as in `mix`.
+
+    Returns:
+      The draws of the `G` groups.
+
+    Raises:
+      ValueError: for settings out of range.
+    """
+    _check_alpha("mixup_alpha", mixup_alpha)
+    _check_alpha("cutmix_alpha", cutmix_alpha)
+    check_probability("switch_probability", switch_probability)
+    check_probability("probability", probability)
+    groups = group_indices.shape[0]
+    if probability == 0 or (mixup_alpha == 0 and cutmix_alpha == 0):
+        return MixingDraw(
+            lam=jnp.ones(groups, jnp.float32),
+            use_cutmix=jnp.zeros(groups, bool),
+            boxes=jnp.zeros((groups, 4), jnp.int32),
+        )
+    if mixup_alpha == 0:
+        switch_probability = 1.0
+    elif cutmix_alpha == 0:
+        switch_probability = 0.0
+    height, width = image_size
+
+    def draw_one(group_index: jax.Array) -> MixingDraw:
+        number_key, lam_key = jax.random.split(jax.random.fold_in(key, group_index))
+        mixing, switching, y, x = uniform(number_key, (4,))
+        is_mixed = mixing < probability
+        use_cutmix = is_mixed & (switching < switch_probability)
+        # An alpha of 0 is never the chosen one; 1 stands in for it.
+        alpha = jnp.where(use_cutmix, cutmix_alpha or 1.0, mixup_alpha or 1.0)
+        lam = jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32)
+        lam = jnp.where(is_mixed, lam, 1.0)
+
+        box = _cutmix_box(lam, index_below(height, y), index_below(width, x), height, width)
+        top, bottom, left, right = box
+        share_outside = 1.0 - ((bottom - top) * (right - left)) / (height * width)
+        lam = jnp.where(use_cutmix, share_outside, lam).astype(jnp.float32)
+        return MixingDraw(lam, use_cutmix, jnp.stack(box))
+
+    return jax.vmap(draw_one)(group_indices)
+
+
+def _cutmix_box(lam, center_y, center_x, height: int, width: int) -> tuple[jax.Array, ...]:
+    """A box of area about 1 - lam of the image around a centre, cut off at the image's border."""
+    ratio = jnp.sqrt(1.0 - lam)
+    half_height = jnp.floor(height * ratio).astype(jnp.int32) // 2
+    half_width = jnp.floor(width * ratio).astype(jnp.int32) // 2
+    return (
+        jnp.clip(center_y - half_height, 0, height),
+        jnp.clip(center_y + half_height, 0, height),
+        jnp.clip(center_x - half_width, 0, width),
+        jnp.clip(center_x + half_width, 0, width),
+    )
+
+
+def apply_mixing(
+    images: jax.Array,
+    labels: jax.Array,
+    draw: MixingDraw,
+    *,
+    num_classes: int,
+    smoothing: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes images and labels as drawn; equal draws give timm's pixels exactly.
+
+    Args:
+      images: uint8 ``[N, H, W, C]``.
+      labels: integer classes, ``[N]``.
+      draw: the draws of the ``G`` groups; a group is the next ``N / G`` images.
+      num_classes: number of classes ``K``.
+      smoothing: label smoothing.
+
+    Returns:
+      The mixed images, uint8 ``[N, H, W, C]``, and soft labels, float32 ``[N, K]``.
+
+    Raises:
+      ValueError: for a wrong dtype or shape, or a batch that does not make `G` groups.
+    """
+    _check_images_and_labels(images, labels)
+    groups = draw.lam.shape[0]
+    check_divisible(images.shape[0], groups, "make {} equal groups")
+    mixed = jax.vmap(_mix_group)(images.reshape(groups, -1, *images.shape[1:]), draw)
+    partners = labels.reshape(groups, -1)[:, ::-1].reshape(labels.shape)
+    lam = jnp.repeat(draw.lam, len(labels) // groups)[:, None]
+    own_part = smooth_one_hot(labels, num_classes, smoothing) * lam
+    partner_part = smooth_one_hot(partners, num_classes, smoothing) * (1.0 - lam)
+    return mixed.reshape(images.shape), own_part + partner_part
+
+
+def _mix_group(images: jax.Array, draw: MixingDraw) -> jax.Array:
+    """Mixes the images [S, H, W, C] of one group."""
+    partners = images[::-1]
+    own_part = images.astype(jnp.float32) * draw.lam
+    partner_part = partners.astype(jnp.float32) * (1.0 - draw.lam)
+    # The parts are not negative. Taking their absolute values keeps compilers from contracting
+    # product and sum into one rounding, which would change a pixel in a million.
+    blended = jnp.rint(jnp.abs(own_part) + jnp.abs(partner_part)).astype(jnp.uint8)
+
+    inside = inside_box(draw.boxes, images.shape[1], images.shape[2])
+    pasted = jnp.where(inside[..., None], partners, images)
+    return jnp.where(draw.use_cutmix, pasted, blended)
+
+
+def _check_images_and_labels(images: jax.Array, labels: jax.Array) -> None:
+    if images.ndim != 4 or images.dtype != jnp.uint8:
+        raise ValueError(
+            f"Images to mix must be uint8 of shape [N, H, W, C]; got {images.dtype} of shape "
+            f"{images.shape}."
+        )
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{images.shape[0]} images need as many labels, shape [N]; got the shape "
+            f"{labels.shape}."
+        )
+
+
+def _check_alpha(name: str, alpha: float) -> None:
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"{name} must be a number of at least 0 (0 for none); got {alpha}.")

@@ -1,0 +1,234 @@
+"""Writes a network for other runtimes, for inference with any number of images at once.
+
+    python -m fastervit_jax.commands.export --model=NAME --weights=PATH --format=stablehlo --output=DIR
+
+Formats, each a directory with a `model.json` that says what images the program wants and what its
+logits mean:
+
+- `stablehlo`: `program.stablehlo`, written by `jax.export` for CPU, CUDA and TPU, and its
+  `weights.npz`. Runs in any process that has JAX (and flatbuffers), without this package.
+- `onnx`: `model.onnx`, converted by jax2onnx; runs in onnxruntime and others.
+- `saved_model`: a TensorFlow SavedModel, converted by JAX's own jax2tf.
+
+The network is deployed first (`model.deploy()`). What was written is read back, run, and compared
+with the model before it gets its place.
+"""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from fastervit_jax.commands import flags as cli
+from fastervit_jax.models import FasterViT
+from fastervit_jax.models.layers import lay_out
+from fastervit_jax.commands.opening import define_weights_flags
+from fastervit_jax.prediction import class_names
+
+TOLERANCE = 1e-4
+"""Largest difference from the model's logits that is let through, of the largest logit."""
+
+Weights = list[jax.Array]
+Function = Callable[[Weights, jax.Array], jax.Array]
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def export_model(model: FasterViT, output: str | Path, *, format: str) -> float:
+    """Writes a model as a directory for another runtime.
+
+    Args:
+        model: any; it is deployed if it is not.
+        output: the directory to write, whole or not at all.
+        format: "stablehlo", "onnx" or "saved_model".
+
+    Returns:
+        Largest difference of the written program's logits from the model's, of the largest logit.
+
+    Raises:
+        ValueError: an unknown format, or the program does not compute what the model does.
+        ImportError: the format's library is missing; the message says what to install.
+        FileExistsError: something stands at `output`.
+    """
+    if format not in _WRITERS:
+        raise ValueError(f"Unknown format {format!r}: choose among {', '.join(_WRITERS)}.")
+    write, libraries, extra = _WRITERS[format]
+    missing = [library for library in libraries if importlib.util.find_spec(library) is None]
+    if missing:
+        raise ImportError(f"--format={format} needs {' and '.join(missing)}: pip install {extra}")
+    _check_absent(Path(output))
+    model = nnx.clone(model, variables=False) if model.deployed else model.deploy()
+    shape = (*model.config.resolution, model.config.in_chans)
+    images = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    function, weights = _pure(model)
+    expected = np.asarray(jax.jit(function)(weights, images))
+    # The program is to run elsewhere: nothing is laid out for this machine.
+    lay_out(model, "any")
+    function, weights = _pure(model)
+    with _new_directory(Path(output)) as directory:
+        run = write(function, weights, shape, directory)
+        difference = max(
+            float(np.abs(run(images[:count]) - expected[:count]).max() / np.abs(expected).max())
+            for count in (1, 2)
+        )
+        if not difference < TOLERANCE:
+            raise ValueError(
+                f"The {format} program's logits differ from the model's by {difference:.1e} of "
+                f"the largest; nothing was written."
+            )
+        description = json.dumps(_description(model, format, shape), indent=1)
+        (directory / "model.json").write_text(description + "\n")
+    return difference
+
+
+def _pure(model: FasterViT) -> tuple[Function, Weights]:
+    """The model as a function of a list of arrays and images, and these arrays."""
+    graph, state = nnx.split(model)
+    weights, structure = jax.tree.flatten(state)
+
+    def function(weights: Weights, images: jax.Array) -> jax.Array:
+        return nnx.merge(graph, jax.tree.unflatten(structure, weights))(images)
+
+    return function, weights
+
+
+def _write_stablehlo(
+    function: Function, weights: Weights, shape: tuple[int, ...], directory: Path
+) -> Run:
+    from jax import export
+
+    (batch,) = export.symbolic_shape("batch")
+    program = export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(
+        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in weights],
+        jax.ShapeDtypeStruct((batch, *shape), jnp.float32),
+    )
+    (directory / "program.stablehlo").write_bytes(program.serialize())
+    width = len(str(len(weights)))
+    arrays: dict[str, Any] = {
+        f"{number:0{width}}": np.asarray(array) for number, array in enumerate(weights)
+    }
+    np.savez(directory / "weights.npz", **arrays)
+
+    read = export.deserialize(bytearray((directory / "program.stablehlo").read_bytes()))
+    with np.load(directory / "weights.npz") as file:
+        stored = [file[name] for name in file.files]
+    return lambda images: np.asarray(read.call(stored, images))
+
+
+def _write_onnx(
+    function: Function, weights: Weights, shape: tuple[int, ...], directory: Path
+) -> Run:
+    import onnxruntime
+    from jax2onnx import to_onnx
+
+    # It tells of every constant whose type it has not been told.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    path = str(directory / "model.onnx")
+    to_onnx(
+        lambda images: function(weights, images),
+        inputs=[("batch", *shape)],
+        input_names=["images"],
+        output_names=["logits"],
+        model_name="fastervit",
+        return_mode="file",
+        output_path=path,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["logits"], {"images": images})[0]
+
+
+def _write_saved_model(
+    function: Function, weights: Weights, shape: tuple[int, ...], directory: Path
+) -> Run:
+    import tensorflow as tf
+    from jax.experimental import jax2tf
+
+    height, width, channels = shape
+    converted = jax2tf.convert(
+        function,
+        polymorphic_shapes=[None, f"(batch, {height}, {width}, {channels})"],
+        with_gradient=False,
+    )
+    module = tf.Module()
+    module.weights = [tf.Variable(np.asarray(array), trainable=False) for array in weights]
+    module.serve = tf.function(
+        lambda images: {"logits": converted(list(module.weights), images)},
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, *shape], tf.float32, name="images")],
+    )
+    tf.saved_model.save(module, str(directory), signatures=module.serve)
+    loaded = tf.saved_model.load(str(directory)).signatures["serving_default"]
+    return lambda images: loaded(images=tf.constant(images))["logits"].numpy()
+
+
+_WRITERS: dict[str, tuple[Callable[..., Run], tuple[str, ...], str]] = {
+    "stablehlo": (_write_stablehlo, ("flatbuffers",), "'fastervit-jax[export]'"),
+    "onnx": (_write_onnx, ("jax2onnx", "onnxruntime"), "'fastervit-jax[onnx]'"),
+    "saved_model": (_write_saved_model, ("tensorflow",), "tensorflow"),
+}
+"""For each format: what writes it, the libraries that takes, and what to install for them."""
+
+
+def _description(model: FasterViT, format: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What somebody needs who has the program alone."""
+    preprocessing = getattr(model, "preprocessing", None)
+    description: dict[str, Any] = {
+        "model": getattr(model, "name", None),
+        "format": format,
+        "images": {"shape": ["batch", *shape], "dtype": "float32"},
+    }
+    if preprocessing is not None:
+        description["images"] |= {
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
+            "crop_mode": preprocessing.crop_mode,
+            "crop_fraction": preprocessing.crop_fraction,
+        }
+    if model.head is not None:
+        description["class_names"] = list(class_names(model))
+    return description
+
+
+def _check_absent(output: Path) -> None:
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists():
+        raise FileExistsError(f"{output} exists: choose another place.")
+
+
+@contextlib.contextmanager
+def _new_directory(output: Path) -> Iterator[Path]:
+    """A directory beside its place, put there when the block ends without an error."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield beside
+        beside.chmod(0o755)
+        beside.replace(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def main(_) -> None:
+    """Exports the model that the flags name."""
+    difference = export_model(open_model(), OUTPUT.value, format=FORMAT.value)
+    for path in sorted(path for path in Path(OUTPUT.value).rglob("*") if path.is_file()):
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    print(f"Read back, run and compared: logits differ by {difference:.1e} of the largest.")
+
+
+if __name__ == "__main__":
+    open_model = define_weights_flags()
+    FORMAT = flags.DEFINE_enum("format", "stablehlo", list(_WRITERS), "What to write.")
+    OUTPUT = flags.DEFINE_string("output", None, "Directory to write.", required=True)
+    cli.run(main)

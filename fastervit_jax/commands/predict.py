@@ -1,0 +1,111 @@
+"""Classifies images: python -m fastervit_jax.commands.predict IMAGE… --model=NAME --weights=PATH.
+
+IMAGE is a file, or a folder of them. Prints a table; --json=FILE and --picture=FILE write the
+answers as JSON, and under the images. A file that cannot be read is named, and the rest goes on.
+
+The function behind it is `fastervit_jax.predict`.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from fastervit_jax.commands import flags as cli
+from fastervit_jax.commands.opening import define_weights_flags
+from fastervit_jax.prediction import Prediction, predict
+
+_MOST_DRAWN = 48
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Classifies the images that are named."""
+    images = arguments[1:]
+    if not images:
+        raise ValueError("Name images or folders: python -m fastervit_jax.commands.predict IMAGE… --model=…")
+    predictions = predict(
+        open_model(), images, top=TOP.value, batch_size=BATCH_SIZE.value, show_progress=True
+    )
+    if JSON.value == "-":
+        print(as_json(predictions))
+    else:
+        print(table([one for one in predictions if one.error is None]))
+    if JSON.value not in (None, "-"):
+        Path(JSON.value).write_text(as_json(predictions) + "\n")
+    if PICTURE.value:
+        draw(predictions, PICTURE.value)
+    unread = [one for one in predictions if one.error is not None]
+    for one in unread:
+        print(f"could not read {one.image}: {one.error}", file=sys.stderr)
+    if len(unread) == len(predictions):
+        raise ValueError("none of the images could be read.")
+
+
+def table(predictions: Sequence[Prediction]) -> str:
+    """Lines of image, probability and class, for a terminal."""
+    if not predictions:
+        return ""
+    width = max(len(one.image) for one in predictions)
+    lines = []
+    for one in predictions:
+        for rank, (name, probability) in enumerate(zip(one.names, one.probabilities, strict=True)):
+            image = one.image if rank == 0 else ""
+            lines.append(f"{image:{width}}  {probability:6.1%}  {name}")
+    return "\n".join(lines)
+
+
+def as_json(predictions: Sequence[Prediction]) -> str:
+    """A JSON list, an object an image: `Prediction`'s attributes."""
+    return json.dumps([dataclasses.asdict(one) for one in predictions], indent=1)
+
+
+def draw(predictions: Sequence[Prediction], path: str | Path) -> None:
+    """Draws image files with their best classes below, the first 48 that could be read."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    shown = [one for one in predictions if one.error is None][:_MOST_DRAWN]
+    if not shown:
+        return
+    columns = min(len(shown), 6)
+    rows = -(-len(shown) // columns)
+    lines = min(max(len(one.names) for one in shown), 5)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(2.6 * columns, (2.6 + 0.22 * lines) * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, one in zip(axes.flat, shown, strict=False):
+        with Image.open(one.image) as image:
+            axis.imshow(image.convert("RGB"))
+        axis.set_title(Path(one.image).name, fontsize=8, color="grey")
+        answers = zip(one.names[:lines], one.probabilities, strict=False)
+        text = "\n".join(f"{probability:.0%}  {_short(name)}" for name, probability in answers)
+        axis.text(0, -0.03, text, transform=axis.transAxes, fontsize=9, va="top")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _short(name: str, most: int = 26) -> str:
+    """The first of several synonyms, cut where a picture has no room."""
+    first = name.split(",")[0]
+    return first if len(first) <= most else first[: most - 1] + "…"
+
+
+if __name__ == "__main__":
+    open_model = define_weights_flags()
+    TOP = flags.DEFINE_integer("top", 5, "Classes an image.", lower_bound=1)
+    BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
+    JSON = flags.DEFINE_string("json", None, "File to write the answers to; - for the terminal.")
+    PICTURE = flags.DEFINE_string("picture", None, "PNG to draw images and answers to.")
+    cli.run(main, arguments=True)

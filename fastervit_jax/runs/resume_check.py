@@ -1,0 +1,120 @@
+"""What a checkpoint belongs to, and whether a run may go on from it."""
+
+import functools
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+import fastervit_jax
+from fastervit_jax.data import Source
+from fastervit_jax.runs.config import by_dotted_key, default_config
+
+# Keys that may change when a run goes on: they decide where and how fast it runs, how often it
+# reports, when it stops; not what it computes.
+_FREE = (
+    "checkpoint",
+    "data.data_dir",
+    "data.num_workers",
+    "evaluation.batch_size",
+    "evaluation.every_epochs",
+    "log_every_steps",
+    "max_skipped_in_a_row",
+    "mesh",
+    "profile_steps",
+    "remat",
+    "resume",
+    "scan_blocks",
+    "stop_after_epochs",
+    "wandb_project",
+)
+
+
+def run_identity(
+    config: ml_collections.ConfigDict, training: Source, validation: Source
+) -> dict[str, Any]:
+    """What is saved with every checkpoint of a run, as JSON values."""
+    return {
+        "code": code_version(),
+        "config": _as_json(config.to_dict()),
+        "data": {"training_images": len(training), "validation_images": len(validation)},
+        "class_names": list(training.class_names),
+    }
+
+
+@functools.cache
+def code_version() -> dict[str, str]:
+    """Versions of this package and of JAX, and the commit where it runs from a git checkout."""
+    versions = {"fastervit_jax": fastervit_jax.__version__, "jax": jax.__version__}
+    root = Path(fastervit_jax.__file__).parents[1]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return versions
+        if result.returncode == 0:
+            versions["commit"] = result.stdout.strip()
+    return versions
+
+
+def check_same_run(step: int, saved: dict, run: dict, allow_changes: tuple[str, ...]) -> None:
+    """Refuses to go on from a checkpoint of another run.
+
+    Args:
+        step: of the checkpoint.
+        saved: what was saved with it.
+        run: `run_identity` of the run that wants to go on.
+        allow_changes: keys that may differ nevertheless, or groups of them (`optimizer`).
+
+    Raises:
+        ValueError: lists what differs.
+    """
+    differences = {
+        key: values
+        for key, values in _differences(saved, run).items()
+        if not any(_is_below(key, group) for group in allow_changes)
+    }
+    if differences:
+        shown = "".join(
+            f"\n  {key}: {old!r} in the checkpoint, {new!r} now"
+            for key, (old, new) in differences.items()
+        )
+        raise ValueError(
+            f"The checkpoint of step {step} belongs to another run:{shown}\n"
+            f"Start the command that it was begun with, or take another --workdir. To go on with "
+            f"these changes: --config.resume.allow_changes={tuple(differences)!r}"
+        )
+
+
+def _differences(saved: dict, run: dict) -> dict[str, tuple]:
+    """By key, what was saved and what is now."""
+    defaults = by_dotted_key(_as_json(default_config().to_dict()))
+    # A key that is newer than the checkpoint had the effect of its default.
+    old, new = {**defaults, **by_dotted_key(saved["config"])}, by_dotted_key(run["config"])
+    found = {
+        key: (old.get(key), new.get(key))
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not any(_is_below(key, group) for group in _FREE)
+    }
+    for key in ("training_images", "validation_images"):
+        if saved["data"][key] != run["data"][key]:
+            found[f"data.{key}"] = (saved["data"][key], run["data"][key])
+    if saved["class_names"] != run["class_names"]:
+        pairs = zip(saved["class_names"], run["class_names"], strict=False)
+        lengths = (len(saved["class_names"]), len(run["class_names"]))
+        found["data.class_names"] = next((p for p in pairs if p[0] != p[1]), lengths)
+    return found
+
+
+def _as_json(value):
+    """Tuples as the lists that JSON has."""
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _is_below(key: str, group: str) -> bool:
+    return key == group or key.startswith(group + ".")

@@ -1,0 +1,137 @@
+"""Writing an official checkpoint: our arrays as the official model's state dict."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastervit_jax.weights import buffers
+from fastervit_jax.weights.directory import flush
+from fastervit_jax.weights.names import (
+    TOKENIZER,
+    TOKENIZER_COPY,
+    to_torch_layout,
+    torch_name,
+)
+from fastervit_jax.models import FasterViTConfig
+
+if TYPE_CHECKING:
+    import torch
+
+State = dict[str, "torch.Tensor"]
+
+
+def state_to_torch(arrays: Mapping[str, np.ndarray], config: FasterViTConfig) -> State:
+    """The state dict of the official model, complete enough for `strict=True`.
+
+    Args:
+        arrays: all parameters and statistics by our dotted names.
+        config: of the network they belong to.
+
+    Returns:
+        Tensors by official name: weights in torch's layout, the carrier-token convolution under
+        both its names (one tensor, stored once), and the derived buffers. The position biases are
+        those that the official model computes in a forward pass, which its `switch_to_deploy`
+        relies on; `num_batches_tracked` is 0.
+    """
+    import torch
+
+    state: State = {}
+    for name, array in arrays.items():
+        theirs = torch_name(name)
+        # `np.array` copies: torch may not share memory that is mapped or read-only.
+        tensor = torch.from_numpy(np.array(to_torch_layout(array), np.float32, order="C"))
+        state[theirs] = tensor
+        if TOKENIZER in theirs:
+            state[theirs.replace(TOKENIZER, TOKENIZER_COPY)] = tensor
+        if theirs.endswith("running_mean"):
+            count = theirs.removesuffix("running_mean") + buffers.COUNT
+            state[count] = torch.zeros((), dtype=torch.int64)
+    with torch.no_grad():
+        _add_position_buffers(state, config)
+    return state
+
+
+def _add_position_buffers(state: State, config: FasterViTConfig) -> None:
+    import torch
+
+    tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for module in buffers.position_modules(config):
+        if not module.relative:
+            state[f"{module.name}.{buffers.BIAS}"] = _embedding(module, state)
+            continue
+        if module.side not in tables:
+            index = torch.from_numpy(buffers.position_index(module.side))
+            tables[module.side] = (_coordinate_table(module.side), index)
+        table, index = tables[module.side]
+        state[f"{module.name}.{buffers.TABLE}"] = table
+        state[f"{module.name}.{buffers.INDEX}"] = index
+        state[f"{module.name}.{buffers.BIAS}"] = _attention_bias(module, state, table, index)
+
+
+def _coordinate_table(side: int) -> "torch.Tensor":
+    """`buffers.coordinate_table` in float32, rounded at every step as the official model does."""
+    import torch
+
+    steps = torch.arange(1 - side, side, dtype=torch.float32) / (side - 1) * 8
+    steps = torch.sign(steps) * torch.log2(torch.abs(steps) + 1) / np.log2(8)
+    return torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)[None]
+
+
+def _network(module: buffers.PositionModule, state: State, coordinates: "torch.Tensor"):
+    from torch.nn import functional
+
+    weight, bias, out = (
+        state[f"{module.name}.cpb_mlp.{part}"] for part in ("0.weight", "0.bias", "2.weight")
+    )
+    return functional.linear(functional.relu(functional.linear(coordinates, weight, bias)), out)
+
+
+def _embedding(module: buffers.PositionModule, state: State) -> "torch.Tensor":
+    """What is added to a square of tokens: [1, side², features]."""
+    import torch
+
+    half = module.side // 2
+    steps = (torch.arange(module.side, dtype=torch.float32) - half) / half
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
+    return _network(module, state, grid.reshape(1, -1, 2))
+
+
+def _attention_bias(
+    module: buffers.PositionModule, state: State, table: "torch.Tensor", index: "torch.Tensor"
+) -> "torch.Tensor":
+    """What is added to attention logits: [1, heads, tokens, tokens], zero for those in front."""
+    import torch
+
+    square, in_front = module.side**2, module.tokens - module.side**2
+    rows = _network(module, state, table).reshape(-1, module.features)
+    # Contiguous before the sigmoid, as there: the last bit depends on it.
+    pairs = rows[index.reshape(-1)].reshape(square, square, -1).permute(2, 0, 1).contiguous()
+    return torch.nn.functional.pad(16 * torch.sigmoid(pairs), (in_front, 0, in_front, 0))[None]
+
+
+@contextlib.contextmanager
+def staged_file(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """A file's name beside its place, put there when the block ends without an error.
+
+    Raises:
+        FileExistsError: something stands there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a directory: name a file.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} exists: choose another name, or --overwrite (overwrite=True)."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        beside = Path(folder) / path.name
+        yield beside
+        flush(beside)
+        os.replace(beside, path)
+    flush(path.parent)

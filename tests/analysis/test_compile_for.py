@@ -1,0 +1,167 @@
+"""Compiling for pods that are not there. What needs libtpu is skipped where it is not installed."""
+
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+
+from fastervit_jax.analysis import hlo
+from fastervit_jax.analysis.chips import CHIPS
+from fastervit_jax.models.transformer import Attention, Mlp
+from fastervit_jax.analysis.multiply_adds import multiply_adds
+from fastervit_jax.models.layers import DepthwiseConv3x3
+from fastervit_jax.analysis.compile_for import CompiledStep, Memory, describe, step_multiply_adds
+from fastervit_jax.runs.config import model_config
+from tests.small.run import ROOT, recipe
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install libtpu"
+)
+
+
+def _step(**changes) -> CompiledStep:
+    cost = hlo.Cost(
+        cycles=15_000_000,
+        multiply_adds=100_000_000_000,
+        collectives={("all-reduce", 256): (3, 60_000_000)},
+        moved_bytes=0,
+        prefetched_bytes=819_000_000,
+        small=5,
+        unknown=(),
+    )
+    fields = dict(
+        topology="v5e:16x16",
+        device_kind="TPU v5 lite",
+        mesh={"data": 256, "fsdp": 1, "tensor": 1},
+        batch_size=4096,
+        accumulate=1,
+        remat=(),
+        state_bytes=2**29,
+        state_whole_bytes=2**29,
+        multiply_adds_by_hand=110_000_000_000,
+        compile_seconds=60.0,
+        memory=Memory(2**29, 2**29, 2**30),
+        cost=cost,
+        refusal="",
+    )
+    return CompiledStep(**{**fields, **changes})
+
+
+def test_time_is_cycles_beside_or_before_copying():
+    """15 M cycles at 1.503 GHz; 819 MB at 819 GB/s; 60 MB all-reduced over links of 200 GB/s."""
+    fast, slow = _step().seconds
+    computing = 15e6 / (197e12 / (2 * 4 * 128**2))
+    copying = 1e-3 + 2 * 255 / 256 * 60e6 / 200e9
+    assert fast == pytest.approx(computing)
+    assert slow == pytest.approx(computing + copying)
+    assert _step().images_per_second()[1] == pytest.approx(4096 / slow)
+    assert _step().peak_share()[1] == pytest.approx(200e9 / slow / 197e12)
+    with_zeros = _step(multiply_adds_by_hand=90_000_000_000)
+    assert with_zeros.peak_share()[1] == pytest.approx(180e9 / slow / 197e12)
+
+
+def test_what_is_unknown_stays_unknown():
+    import dataclasses
+
+    cost = dataclasses.replace(_step().cost, unknown=("1 × custom call my_kernel",))
+    step = _step(cost=cost)
+    assert step.seconds is step.images_per_second() is step.peak_share() is None
+    assert "unknown: 1 × custom call my_kernel" in describe(step)
+    assert "TPU v99 is not in the table" in describe(_step(device_kind="TPU v99"))
+
+
+@pytest.mark.parametrize(
+    "changes, remedy",
+    [
+        (dict(state_bytes=20 * 2**30), "--config.mesh.fsdp=16"),
+        (dict(), "--config.remat=(1,2,3,4)"),
+        (dict(remat=(1, 2, 3, 4)), "--config.accumulate=2"),
+    ],
+)
+def test_what_does_not_fit_says_what_would_help(changes, remedy):
+    refusal = "RESOURCE_EXHAUSTED: E1: Ran out of memory on HBM (20.0G) exceeds (15.75G). HLO.\nSee"
+    text = describe(_step(memory=None, cost=None, refusal=refusal, **changes))
+    assert "does not fit    Ran out of memory on HBM (20.0G) exceeds (15.75G)" in text
+    assert remedy in text
+
+
+def test_multiply_adds_of_a_step():
+    """Of a plain step: three passes without the first gradient to the images."""
+    config = recipe("faster_vit_0_224")
+    config.mesa.weight = 0.0
+    count = multiply_adds(model_config(config))
+    plain = step_multiply_adds(config, 256)
+    first_convolution = 112 * 112 * 9 * 3 * 64
+    assert plain == 16 * (3 * count.per_image - first_convolution) + 3 * count.per_pass
+    config.mesa.weight = 0.1
+    with_teacher = step_multiply_adds(config, 256)
+    assert with_teacher - plain == 16 * count.per_image + count.per_pass
+    config.remat = (1,)
+    assert step_multiply_adds(config, 256) - with_teacher == 16 * count.stages[0]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "topology, kind",
+    [("v5e:1x1", "TPU v5 lite"), ("v5p:2x2x1", "TPU v5"), ("v6e:1x1", "TPU v6 lite")],
+)
+def test_the_compiler_agrees_with_the_multiply_adds_a_cycle(topology, kind, monkeypatch):
+    """A large product should take about as long as at the chip's peak, never less."""
+    from fastervit_jax.analysis.compile_for import topology_devices
+
+    device = topology_devices(topology)[0]
+    assert device.device_kind == kind
+    sharding = SingleDeviceSharding(device)
+    matrix = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=sharding)
+    compiled = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    cost = hlo.cost(hlo.parse(compiled.as_text()))
+    assert cost.multiply_adds == 4096**3
+    assert cost.unknown == ()
+    share = cost.multiply_adds / cost.cycles / CHIPS[kind].multiply_adds_per_cycle
+    assert 0.85 < share <= 1
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_network_is_laid_out_for_the_mesh_it_runs_on():
+    from fastervit_jax.analysis.compile_for import topology_devices
+    from fastervit_jax.parallel.mesh import make_mesh
+    from fastervit_jax.training.build import skeleton
+
+    config = recipe("smoke")
+    for devices, expected in (
+        (topology_devices("v5e:1x1"), "tpu"),
+        (jax.devices("cpu")[:1], "cpu"),
+    ):
+        model = skeleton(config, make_mesh(devices=devices))
+        parts = [part for _, part in nnx.iter_modules(model) if hasattr(part, "platform")]
+        assert {type(part) for part in parts} == {Attention, Mlp, DepthwiseConv3x3}
+        assert {part.platform for part in parts} == {expected}
+        assert model.pairs == (expected == "tpu")
+    mesh = make_mesh(devices=topology_devices("v5e:2x2"))
+    config.batch_size = 4 * 3
+    assert not skeleton(config, mesh).pairs
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_train_py_compiles_for_a_pod_without_training():
+    command = [sys.executable, "train.py", "--config=configs/smoke.py", "--compile_for=v5e:2x2"]
+    command += ["--config.batch_size=32", "--config.group_size=8", "--config.accumulate=2"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "v5e:2x2: 4 × TPU v5 lite, mesh data=4 × fsdp=1 × tensor=1" in result.stdout
+    assert "fits  " in result.stdout
+    assert " ms: " in result.stdout
+
+
+def test_an_unknown_topology_is_refused():
+    command = [sys.executable, "train.py", "--config=configs/smoke.py", "--compile_for=v5e:9x9x9"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: --compile_for=v5e:9x9x9: ")
