@@ -16,8 +16,8 @@ import networks
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastervit_jax.models import FasterViT
 from fastervit_jax.analysis.multiply_adds import multiply_adds as multiply_adds_by_hand
+from fastervit_jax.models import FasterViT
 
 
 def their_multiply_adds(model: torch.nn.Module, images: torch.Tensor) -> float:

@@ -23,8 +23,8 @@ import multiply_adds
 import networks
 from flax import nnx
 
-from fastervit_jax.models import FasterViT, FasterViTConfig
 from fastervit_jax.analysis.multiply_adds import multiply_adds as multiply_adds_by_hand
+from fastervit_jax.models import FasterViT, FasterViTConfig
 from fastervit_jax.models.windows import map_to_windows, windows_to_map
 
 COLUMNS = ("part", "number", "ms", "share", "gmacs", "hand", "compiled", "mb", "floor_ms")

@@ -31,14 +31,14 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
+from fastervit_jax.augmentation.host import TrainTransform
 from fastervit_jax.data import (
     EvalTransform,
-    TrainTransform,
     eval_batches,
     open_source,
     train_batches,
 )
-from fastervit_jax.data.sources.source import Source
+from fastervit_jax.data.sources import Source
 
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write; the table goes beside it.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times that every candidate takes its turn.")

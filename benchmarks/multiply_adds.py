@@ -1,4 +1,4 @@
-"""Multiply-adds counted in a traced program; `fastervit_jax.analysis.multiply_adds` counts by hand."""
+"""Multiply-adds counted in a traced program (`analysis.multiply_adds` counts by hand)."""
 
 import math
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from fastervit_jax.weights.names import from_torch_layout, torch_name
 from fastervit_jax.models import FasterViT, abstract_model, list_models, variant_config
+from fastervit_jax.weights.names import from_torch_layout, torch_name
 
 if not torch.cuda.is_available() and not hasattr(torch.ops.torchvision, "nms"):
     # A torchvision built for CUDA cannot be imported beside a CPU torch until the schemas of the

@@ -22,11 +22,11 @@ from absl import app, flags, logging
 
 from fastervit_jax.models import variant_config
 from fastervit_jax.models.fastervit import abstract_model
+from fastervit_jax.parallel.mesh import make_mesh
 from fastervit_jax.runs.checkpoints import Checkpoints, _on_host, _parts
 from fastervit_jax.runs.checksums import checksums
-from fastervit_jax.parallel.mesh import make_mesh
-from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.runs.state import TrainState, abstract_state
+from fastervit_jax.training.optimizers import make_optimizer
 
 _MODEL = flags.DEFINE_string("model", "faster_vit_2_224", "Whose state is saved.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often everything is measured.")

@@ -3,7 +3,7 @@
     python benchmarks/tpu.py --models 0 --chips v5e:1x1 --programs forward step
 
 No TPU is needed (`pip install libtpu`), and nothing is run: all figures are the compiler's
-estimates, read as `train.py --compile_for` reads them (`fastervit_jax.analysis.hlo`): bodies of loops count
+estimates, read as `train.py --compile_for` reads them (`analysis.hlo`): bodies of loops count
 as often as they run; with anything that has no estimate the total is unknown, and says of what.
 
 Cycles are split by stage and by kind of operation: `products` (matrix products and convolutions,
@@ -25,15 +25,15 @@ import places
 
 from fastervit_jax.analysis import hlo
 from fastervit_jax.analysis.chips import CHIPS, Chip
-from fastervit_jax.models import abstract_model, variant_config
-from fastervit_jax.analysis.multiply_adds import multiply_adds
-from fastervit_jax.models.pure_model import PureModel, arrays_of
-from fastervit_jax.models.layers import lay_out
 from fastervit_jax.analysis.compile_for import topology_devices
+from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.augmentation.device import AugmentationSettings
+from fastervit_jax.models import abstract_model, variant_config
+from fastervit_jax.models.layers import lay_out
+from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.runs.state import abstract_state
+from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 
 
@@ -62,7 +62,7 @@ def lower(program: str, name: str, batch: int, mesh):
         erasing_probability=0.0,
         dtype=jnp.bfloat16,
     )
-    settings = StepSettings(seed=0, augmentation=augmentation, average_decay=0.9998)
+    settings = StepSettings(seed=0, augmentation=augmentation, ema_decay=0.9998)
     state = abstract_state(model, optimizer, mesh)
     step = compile_train_step(make_train_step(pure, optimizer, settings, mesh), state, mesh)
     images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)

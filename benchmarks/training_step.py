@@ -19,16 +19,16 @@ import networks
 import numpy as np
 import torch
 
-from fastervit_jax.models import FasterViT
-from fastervit_jax.models.pure_model import PureModel
 from fastervit_jax.augmentation.device import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     AugmentationSettings,
 )
+from fastervit_jax.models import FasterViT
+from fastervit_jax.models.pure_model import PureModel
 from fastervit_jax.parallel.mesh import make_mesh, place_batch
-from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.runs.state import abstract_state, place_state
+from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 
 DECAY, RATE, WEIGHT_DECAY, CLIP, SMOOTHING = 0.9998, 1e-4, 0.005, 5.0, 0.1
@@ -88,7 +88,7 @@ class OurStep:
         )
         settings = StepSettings(
             seed=0,
-            average_decay=DECAY,
+            ema_decay=DECAY,
             augmentation=AugmentationSettings(
                 num_classes=model.config.num_classes,
                 group_size=len(images),

@@ -43,7 +43,7 @@ def get_config():
     config.optimizer.warmup_epochs = 3.0
     config.optimizer.weight_decay = 0.05
     config.mesa.weight = 0.0
-    config.average_decay = 0.98  # the last fifty steps
+    config.ema_decay = 0.98  # the last fifty steps
 
     config.evaluation.batch_size = 128
     config.evaluation.crop_fraction = 1.0

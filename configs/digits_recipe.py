@@ -1,6 +1,6 @@
 """The digits with the whole ImageNet recipe on: it still learns.
 
-Reproduces nothing; it shows that mixing, erasing, RandAugment, MESA and the moving average work
+Reproduces nothing; it shows that mixing, erasing, RandAugment, MESA and the EMA work
 together on real images. RandAugment is milder than the recipe's, which 8 × 8 scans do not survive.
 
     python train.py --config=configs/digits_recipe.py --workdir=runs/digits_recipe
@@ -17,5 +17,5 @@ def get_config():
     config.erasing_probability = 0.25
     config.mesa.weight = 0.1
     config.epochs = 40
-    config.average_decay = 0.99
+    config.ema_decay = 0.99
     return config

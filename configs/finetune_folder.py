@@ -28,6 +28,6 @@ def get_config():
     config.optimizer.weight_decay = 0.05
     config.finetune.layer_decay = 0.8
     config.mesa.weight = 0.0
-    config.average_decay = 0.99
+    config.ema_decay = 0.99
     config.evaluation.batch_size = 64
     return config

@@ -24,7 +24,7 @@ def get_config():
     config.cooldown_epochs = 0
     config.optimizer.warmup_epochs = 0.5
     config.mesa.start = 0.0
-    config.average_decay = 0.9
+    config.ema_decay = 0.9
     config.evaluation.batch_size = 8
     config.log_every_steps = 1
     return config

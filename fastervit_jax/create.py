@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from fastervit_jax.models import FasterViT, variant_config
 from fastervit_jax.weights.directory import DamagedWeightsError
 from fastervit_jax.weights.loading import describe, load_model, open_weights
-from fastervit_jax.models import FasterViT, variant_config
 
 
 def create_model(

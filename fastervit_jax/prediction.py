@@ -14,8 +14,8 @@ from flax import nnx
 from PIL import Image
 from tqdm import tqdm
 
-from fastervit_jax.data.images import DamagedImageError, EvalTransform
 from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
+from fastervit_jax.data.images import DamagedImageError, EvalTransform
 from fastervit_jax.models import FasterViT
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray

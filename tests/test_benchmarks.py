@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from fastervit_jax.models import abstract_model, variant_config
 from fastervit_jax.analysis.multiply_adds import multiply_adds as counted_by_hand
+from fastervit_jax.models import abstract_model, variant_config
 
 pytest.importorskip("torch", reason="the benchmarks time torch too")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

@@ -16,14 +16,13 @@ from flax import nnx
 from PIL import Image
 
 from fastervit_jax import predict, save_model
-from fastervit_jax.weights.loading import describe
 from fastervit_jax.data import decode_eval
-from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
+from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.prediction import class_names
-
-from .models.conftest import quick_compilation  # noqa: F401
-from .models.small import small_model
+from fastervit_jax.weights.loading import describe
+from tests.models.conftest import quick_compilation  # noqa: F401
+from tests.small.network import small_model
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +153,7 @@ def test_a_model_that_does_not_say_how_it_wants_images():
 
 def command(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "fastervit_jax.predict", *map(str, arguments)],
+        [sys.executable, "-m", "fastervit_jax", "predict", *map(str, arguments)],
         capture_output=True,
         text=True,
     )

@@ -20,10 +20,10 @@ from fastervit_jax.analysis import hlo
 from fastervit_jax.analysis.chips import CHIPS, Chip
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.models.pure_model import PureModel
-from fastervit_jax.training import build
-from fastervit_jax.runs.config import check_config, mixing_group, model_config
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh
+from fastervit_jax.runs.config import check_config, mixing_group, model_config
 from fastervit_jax.runs.state import TrainState, abstract_state
+from fastervit_jax.training import build
 from fastervit_jax.training.step import compile_train_step, make_train_step
 
 # The step has constants that depend on the number of images, but its cost does not.

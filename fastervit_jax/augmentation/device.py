@@ -21,14 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from fastervit_jax.augmentation.rand_augment import RandAugment
 from fastervit_jax.augmentation.device_rand_augment import random_augment, random_flip
-from fastervit_jax.augmentation.random_draws import check_divisible
 from fastervit_jax.augmentation.erasing import random_erasing
 from fastervit_jax.augmentation.mixing import mix
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from fastervit_jax.augmentation.rand_augment import RandAugment
+from fastervit_jax.augmentation.random_draws import check_divisible
+from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,37 +167,3 @@ def _augment_from(
         first_image=first_image,
     )
     return images, soft_labels
-
-
-def normalize(
-    images: jax.Array,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    dtype: jax.typing.DTypeLike = jnp.float32,
-) -> jax.Array:
-    """Subtracts the mean and divides by the standard deviation of every channel.
-
-    Args:
-      images: uint8 ``[..., C]``.
-      mean: mean of each channel for images from 0 to 1.
-      std: standard deviation of each channel for images from 0 to 1.
-      dtype: dtype of the result; the arithmetic is float32.
-
-    Returns:
-      ``(images / 255 - mean) / std``, of the shape of `images`.
-
-    Raises:
-      ValueError: if the images are not uint8 or their channels do not fit mean and std.
-    """
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"Images to normalise must be uint8, 0 to 255; got {images.dtype}.")
-    if not images.shape[-1] == len(mean) == len(std):
-        raise ValueError(
-            f"Images of shape {images.shape} have {images.shape[-1]} channels; mean has "
-            f"{len(mean)} and std {len(std)} values."
-        )
-    if not all(s > 0 for s in std):
-        raise ValueError(f"Standard deviations must be above 0; got {tuple(std)}.")
-    scaled_mean = jnp.array([255 * m for m in mean], jnp.float32)
-    scaled_std = jnp.array([255 * s for s in std], jnp.float32)
-    return ((images.astype(jnp.float32) - scaled_mean) / scaled_std).astype(dtype)

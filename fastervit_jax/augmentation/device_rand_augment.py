@@ -1,8 +1,7 @@
 """Flip and RandAugment on the device, inside the jitted step, image by image.
 
-The host's `fastervit_jax.augmentation.rand_augment.RandAugment` says what is drawn; here it is drawn with
-JAX's random numbers and done with `fastervit_jax.augmentation.device_operations`. The host is then left
-with decoding and cropping.
+`rand_augment.RandAugment` says what is drawn; here it is drawn with JAX's random numbers and done
+with `device_operations`. The host is then left with decoding and cropping.
 
 A draw depends on the key and on the image's index in the global batch alone.
 """
@@ -15,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from PIL import Image
 
-from fastervit_jax.augmentation.rand_augment import FIFTEEN, RandAugment
 from fastervit_jax.augmentation.device_operations import COLOUR, GEOMETRIC, affine
+from fastervit_jax.augmentation.rand_augment import FIFTEEN, RandAugment
 from fastervit_jax.augmentation.random_draws import check_probability, index_below, uniform
 
 # Most operations cost less than picking out the few images that drew them: they are done on the
@@ -84,7 +83,7 @@ def random_augment(
     Args:
       key: random key.
       images: ``[N, H, W, 3]``: uint8, or floats from 0 to 255, which are rounded to whole levels.
-      rand_augment: what to draw, as `fastervit_jax.augmentation.rand_augment.parse_rand_augment` reads it.
+      rand_augment: what to draw, as `rand_augment.parse_rand_augment` reads it.
       first_image: index of the first image in the global batch: the draws depend on it.
 
     Returns:
@@ -209,8 +208,7 @@ def operation_arguments(
 ) -> jax.Array:
     """What an operation is given at each of `N` magnitudes, float32 ``[N]``.
 
-    `fastervit_jax.augmentation.rand_augment.operation_argument` for arrays; 0 for operations that take
-    nothing.
+    `rand_augment.operation_argument` for arrays; 0 for operations that take nothing.
     """
     sign = jnp.where(negative, -1.0, 1.0)
     if name in ("Color", "Contrast", "Brightness", "Sharpness"):

@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from fastervit_jax.augmentation.random_draws import check_probability, index_below, inside_box, uniform
+from fastervit_jax.augmentation.random_draws import (
+    check_probability,
+    index_below,
+    inside_box,
+    uniform,
+)
 
 # timm tries this often for a rectangle that is smaller than the image, then leaves it whole.
 ERASING_ATTEMPTS = 10

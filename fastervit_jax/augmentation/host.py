@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fastervit_jax.data.images import Resolution, decode_rgb, height_and_width
 from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
+from fastervit_jax.data.images import Resolution, decode_rgb, height_and_width
 
 _FILTERS = {
     "bilinear": (Image.Resampling.BILINEAR,),

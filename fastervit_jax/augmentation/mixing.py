@@ -18,7 +18,6 @@ from fastervit_jax.augmentation.random_draws import (
     inside_box,
     uniform,
 )
-from fastervit_jax.training.losses import smooth_one_hot
 
 
 class MixingDraw(NamedTuple):
@@ -238,3 +237,36 @@ def _check_images_and_labels(images: jax.Array, labels: jax.Array) -> None:
 def _check_alpha(name: str, alpha: float) -> None:
     if not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"{name} must be a number of at least 0 (0 for none); got {alpha}.")
+
+
+def smooth_one_hot(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
+    """One-hot targets with label smoothing, as timm's ``mixup_target`` makes them.
+
+    Every class gets ``smoothing / num_classes``, the label's class ``1 - smoothing`` on top.
+
+    Args:
+      labels: integer classes, shape ``[N]``. A label outside ``0 .. num_classes - 1`` cannot raise
+        in compiled code: its row is NaN, so that the loss shows it.
+      num_classes: number of classes ``K``.
+      smoothing: share of the target spread over all classes, 0 <= smoothing < 1.
+
+    Returns:
+      Float32 targets, shape ``[N, K]``; rows sum to 1.
+
+    Raises:
+      ValueError: if `labels` are no integer vector, or for a smoothing or class count out of range.
+    """
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"Labels must be one integer class an image, shape [N]; got {labels.dtype} of shape "
+            f"{labels.shape}."
+        )
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"Label smoothing must be at least 0 and below 1; got {smoothing}.")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1; got {num_classes}.")
+    off_value = smoothing / num_classes
+    on_value = 1.0 - smoothing + off_value
+    targets = jnp.where(jax.nn.one_hot(labels, num_classes, dtype=bool), on_value, off_value)
+    known = (labels >= 0) & (labels < num_classes)
+    return jnp.where(known[:, None], targets, jnp.nan).astype(jnp.float32)

@@ -1,6 +1,6 @@
 """Writes a network for other runtimes, for inference with any number of images at once.
 
-    python -m fastervit_jax.commands.export --model=NAME --weights=PATH --format=stablehlo --output=DIR
+    fastervit export --model=NAME --weights=PATH --format=stablehlo --output=DIR
 
 Formats, each a directory with a `model.json` that says what images the program wants and what its
 logits mean:
@@ -30,10 +30,9 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from fastervit_jax.commands import flags as cli
+from fastervit_jax.commands.flags import define_weights_flags
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.layers import lay_out
-from fastervit_jax.commands.opening import define_weights_flags
 from fastervit_jax.prediction import class_names
 
 TOLERANCE = 1e-4
@@ -219,16 +218,16 @@ def _new_directory(output: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def main(_) -> None:
-    """Exports the model that the flags name."""
-    difference = export_model(open_model(), OUTPUT.value, format=FORMAT.value)
-    for path in sorted(path for path in Path(OUTPUT.value).rglob("*") if path.is_file()):
-        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    print(f"Read back, run and compared: logits differ by {difference:.1e} of the largest.")
-
-
-if __name__ == "__main__":
+def command() -> Callable[[list[str]], None]:
+    """Defines the flags of `fastervit export`, and returns what runs it."""
     open_model = define_weights_flags()
-    FORMAT = flags.DEFINE_enum("format", "stablehlo", list(_WRITERS), "What to write.")
-    OUTPUT = flags.DEFINE_string("output", None, "Directory to write.", required=True)
-    cli.run(main)
+    format = flags.DEFINE_enum("format", "stablehlo", list(_WRITERS), "Format to write.")
+    output = flags.DEFINE_string("output", None, "Directory to write.", required=True)
+
+    def main(_) -> None:
+        difference = export_model(open_model(), output.value, format=format.value)
+        for path in sorted(path for path in Path(output.value).rglob("*") if path.is_file()):
+            print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+        print(f"Read back and run: the logits differ by {difference:.1e} of the largest logit.")
+
+    return main

@@ -2,29 +2,110 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from fastervit_jax.data.paths import write_whole
+from fastervit_jax.models import FasterViT
+from fastervit_jax.runs.config import NEW_NAMES
+
+_PACKAGE = Path(__file__).parents[1]
+_RECIPES = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
+"""Where recipes are: in a checkout, and in an installed package."""
 
 _LOST_AFTER = 30
 """Seconds without a sign of life after which the other processes of a run give one up."""
 
 
-def run(main: Callable[[list[str]], None], *, arguments: bool = False) -> None:
-    """Runs an entry point: parses its flags, and turns a refusal into a sentence and exit code 1.
-
-    `main` receives the program's name and, where it takes `arguments`, what is no flag.
+def run(
+    main: Callable[[list[str]], None],
+    *,
+    argv: list[str] | None = None,
+    arguments: bool = False,
+    help: str | None = None,
+) -> None:
+    """Runs a command: parses its flags, and turns a refusal into a sentence and exit code 1.
 
     A refusal is a ValueError, ImportError or OSError: wrong input, a missing package or file. The
-    library raises them with a message for people. Anything else is a mistake of ours and keeps its
-    trace.
+    library raises them with a message for people. Any other exception is a fault of this package
+    and keeps its traceback.
+
+    Args:
+        main: takes the program's name and, with `arguments`, what is not a flag.
+        argv: the program's name and its arguments; default `sys.argv`.
+        arguments: whether the command takes arguments that are not flags.
+        help: what `--help` prints above the flags; default the main module's docstring.
     """
+    argv = _with_new_names(sys.argv if argv is None else argv)
+    if {"--help", "-h", "--helpshort", "-?"} & set(argv[1:]):
+        print(_help(help or sys.modules["__main__"].__doc__ or ""))
+        return
     try:
-        app.run(lambda argv: _main(main, argv, arguments), flags_parser=_parse_flags)
+        app.run(lambda argv: _main(main, argv, arguments), argv=argv, flags_parser=_parse_flags)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+_NEW_NAMES = {
+    **{f"config.{old}": f"config.{new}" for old, new in NEW_NAMES.items()},
+    "use_average": "ema",
+    "nouse_average": "noema",
+}
+"""Flags that have changed their names: the old names are still accepted."""
+
+
+def _with_new_names(argv: list[str]) -> list[str]:
+    """Arguments with the new names of flags."""
+    result = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        dashes = name[: len(name) - len(name.lstrip("-"))]
+        new = _NEW_NAMES.get(name.lstrip("-")) if dashes else None
+        result.append(f"{dashes}{new}{equals}{value}" if new else argument)
+    return result
+
+
+def _help(text: str) -> str:
+    """A command's description, then the flags that this package has defined."""
+    lines = [text.strip(), "", "Flags:"]
+    for module, defined in sorted(flags.FLAGS.flags_by_module_dict().items()):
+        if module.startswith("fastervit_jax"):
+            for flag in sorted(defined, key=lambda flag: flag.name):
+                default = "" if flag.value is None else f" (default: {flag.value})"
+                lines += [f"  --{flag.name}", f"      {flag.help}{default}"]
+    return "\n".join(lines)
+
+
+def define_config_flag() -> flags.FlagHolder:
+    """Defines `--config`: a recipe's file, or the name of a recipe that the package brings.
+
+    Every key can be changed by a flag: `--config.optimizer.learning_rate=1e-3`.
+    """
+    config = config_flags.DEFINE_config_file(
+        "config", None, "Recipe: a Python file, or a name such as digits.", lock_config=True
+    )
+    flags.mark_flag_as_required("config")
+    return config
+
+
+def recipe_file(name: str) -> str:
+    """The file of a recipe: `name` where it is a file, else a recipe of the package.
+
+    Raises:
+        ValueError: there is no such recipe; the message lists them.
+    """
+    if Path(name).is_file():
+        return name
+    recipes = {path.stem: path for folder in _RECIPES for path in sorted(folder.glob("*.py"))}
+    recipes.pop("__init__", None)
+    if name in recipes:
+        return str(recipes[name])
+    raise ValueError(
+        f"Invalid --config={name}: expected a file or one of {', '.join(sorted(recipes))}."
+    )
 
 
 def print_result(result: str, *, file: str | None = None) -> None:
@@ -57,6 +138,45 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
         return {name: value for name, value in given.items() if value is not None}
 
     return options
+
+
+def define_weights_flags() -> Callable[[], FasterViT]:
+    """Defines --model, --weights and the flags that change a named network.
+
+    Returns:
+        A function that opens the model once the flags are parsed.
+    """
+    model = flags.DEFINE_string(
+        "model", None, "Model name; may be left out where the weights say what they are."
+    )
+    weights = flags.DEFINE_string(
+        "weights",
+        None,
+        "A converted directory, an official torch file, or a work directory of train.py; by "
+        "default the published weights of --model.",
+    )
+    options = define_model_flags()
+
+    def open_model() -> FasterViT:
+        from fastervit_jax.weights.loading import load_model, open_weights
+
+        path: Any = weights.value
+        if path is None:
+            if model.value is None:
+                raise ValueError("--model is missing, or --weights that say what they are.")
+            from fastervit_jax.weights.hub import pretrained_directory
+
+            path = pretrained_directory(model.value, say=_say)
+        loaded = load_model(model.value, open_weights(path), options(), progress=True)
+        for line in loaded.lines:
+            _say(line)
+        return loaded.model
+
+    return open_model
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def define_host_flags() -> Callable[[], None]:
@@ -143,13 +263,21 @@ def _boolean(text: str) -> bool:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
+        return app.parse_flags_with_usage([_with_recipe_file(argument) for argument in argv])
     except (KeyError, AttributeError) as error:
         # ml_collections' word for a --config.KEY that the config does not have.
         problem = str(error).strip("'\"").replace("\\n", ". ").replace("\\", "")
         _refuse(f"the config has no such key: {problem}")
     except (ValueError, TypeError, OSError) as error:
         _refuse(str(error))
+
+
+def _with_recipe_file(argument: str) -> str:
+    """`--config=NAME` with the file that the name stands for."""
+    name, equals, value = argument.partition("=")
+    if name.lstrip("-") != "config" or not equals:
+        return argument
+    return f"{name}={recipe_file(value)}"
 
 
 def _main(main: Callable[[list[str]], None], argv: list[str], arguments: bool) -> None:

@@ -1,4 +1,4 @@
-"""Classifies images: python -m fastervit_jax.commands.predict IMAGE… --model=NAME --weights=PATH.
+"""Classifies images: fastervit predict IMAGE… --model=NAME --weights=PATH.
 
 IMAGE is a file, or a folder of them. Prints a table; --json=FILE and --picture=FILE write the
 answers as JSON, and under the images. A file that cannot be read is named, and the rest goes on.
@@ -9,39 +9,15 @@ The function behind it is `fastervit_jax.predict`.
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from fastervit_jax.commands import flags as cli
-from fastervit_jax.commands.opening import define_weights_flags
+from fastervit_jax.commands.flags import define_weights_flags
 from fastervit_jax.prediction import Prediction, predict
 
 _MOST_DRAWN = 48
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Classifies the images that are named."""
-    images = arguments[1:]
-    if not images:
-        raise ValueError("Name images or folders: python -m fastervit_jax.commands.predict IMAGE… --model=…")
-    predictions = predict(
-        open_model(), images, top=TOP.value, batch_size=BATCH_SIZE.value, show_progress=True
-    )
-    if JSON.value == "-":
-        print(as_json(predictions))
-    else:
-        print(table([one for one in predictions if one.error is None]))
-    if JSON.value not in (None, "-"):
-        Path(JSON.value).write_text(as_json(predictions) + "\n")
-    if PICTURE.value:
-        draw(predictions, PICTURE.value)
-    unread = [one for one in predictions if one.error is not None]
-    for one in unread:
-        print(f"could not read {one.image}: {one.error}", file=sys.stderr)
-    if len(unread) == len(predictions):
-        raise ValueError("none of the images could be read.")
 
 
 def table(predictions: Sequence[Prediction]) -> str:
@@ -102,10 +78,33 @@ def _short(name: str, most: int = 26) -> str:
     return first if len(first) <= most else first[: most - 1] + "…"
 
 
-if __name__ == "__main__":
+def command() -> Callable[[list[str]], None]:
+    """Defines the flags of `fastervit predict`, and returns what runs it."""
     open_model = define_weights_flags()
-    TOP = flags.DEFINE_integer("top", 5, "Classes an image.", lower_bound=1)
-    BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
-    JSON = flags.DEFINE_string("json", None, "File to write the answers to; - for the terminal.")
-    PICTURE = flags.DEFINE_string("picture", None, "PNG to draw images and answers to.")
-    cli.run(main, arguments=True)
+    top = flags.DEFINE_integer("top", 5, "Number of classes per image.", lower_bound=1)
+    batch_size = flags.DEFINE_integer("batch_size", 32, "Images per batch.", lower_bound=1)
+    json_file = flags.DEFINE_string("json", None, "JSON file to write; - for standard output.")
+    picture = flags.DEFINE_string("picture", None, "PNG file to draw images and answers to.")
+
+    def main(arguments: list[str]) -> None:
+        images = arguments[1:]
+        if not images:
+            raise ValueError("Missing images: fastervit predict IMAGE… --model=NAME")
+        predictions = predict(
+            open_model(), images, top=top.value, batch_size=batch_size.value, show_progress=True
+        )
+        if json_file.value == "-":
+            print(as_json(predictions))
+        else:
+            print(table([one for one in predictions if one.error is None]))
+        if json_file.value not in (None, "-"):
+            Path(json_file.value).write_text(as_json(predictions) + "\n")
+        if picture.value:
+            draw(predictions, picture.value)
+        unread = [one for one in predictions if one.error is not None]
+        for one in unread:
+            print(f"could not read {one.image}: {one.error}", file=sys.stderr)
+        if len(unread) == len(predictions):
+            raise ValueError("none of the images could be read.")
+
+    return main

@@ -1,30 +1,36 @@
 """Draws what the network really gets.
 
-    python -m fastervit_jax.commands.preview --config=configs/NAME.py --output=preview.png
+    fastervit preview --config=NAME --output=preview.png
 
 The upper part shows every RandAugment operation of the config at its magnitude, on one image of the
 training set; the lower part finished training images, as they leave the device augmentation, with
-their soft labels. An entry point: unlike the rest of `data`, it looks at `training`.
+their soft labels.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from PIL import Image
 
-from fastervit_jax.data.loader import train_batches
-from fastervit_jax.data.images import decode_rgb, height_and_width
-from fastervit_jax.augmentation.operations import GEOMETRIC, Operation, apply_operation
-from fastervit_jax.augmentation.rand_augment import RandAugment, operation_argument, parse_rand_augment
-from fastervit_jax.data.sources.source import Source, open_source
 from fastervit_jax.augmentation.host import CropBox, TrainTransform, crop_and_resize
+from fastervit_jax.augmentation.operations import GEOMETRIC, Operation, apply_operation
+from fastervit_jax.augmentation.rand_augment import (
+    RandAugment,
+    operation_argument,
+    parse_rand_augment,
+)
+from fastervit_jax.commands.flags import define_config_flag
+from fastervit_jax.data.images import decode_rgb, height_and_width
+from fastervit_jax.data.loader import train_batches
+from fastervit_jax.data.sources import Source, open_source
+from fastervit_jax.training import build
 
 _GROUP_SIZE, _GROUPS = 8, 4  # images that are mixed together make a row
 _OPERATION_COLUMNS = 9
@@ -114,8 +120,6 @@ def draw_preview(config: ConfigDict, path: epath.PathLike) -> None:
     Raises:
       ValueError: the config, or the training set it names, cannot be used.
     """
-    from fastervit_jax.training import build
-
     source = open_source(config.data.train, data_dir=config.data.data_dir)
     transform = build.train_transform(config)
     grids = []
@@ -163,17 +167,13 @@ def _draw(grids: list[Grid], path: epath.PathLike) -> None:
     plt.close(figure)
 
 
-def _main(argv: list[str]) -> None:
-    draw_preview(flags.FLAGS.config, flags.FLAGS.output)
-    print(flags.FLAGS.output)
+def command() -> Callable[[list[str]], None]:
+    """Defines the flags of `fastervit preview`, and returns what runs it."""
+    config = define_config_flag()
+    output = flags.DEFINE_string("output", "preview.png", "PNG file to write.")
 
+    def main(_) -> None:
+        draw_preview(config.value, output.value)
+        print(output.value)
 
-if __name__ == "__main__":
-    from fastervit_jax.commands import flags as cli
-
-    config_flags.DEFINE_config_file(
-        "config", None, "The recipe: a file of configs/.", lock_config=True
-    )
-    flags.DEFINE_string("output", "preview.png", "PNG to write.")
-    flags.mark_flag_as_required("config")
-    cli.run(_main)
+    return main

@@ -1,7 +1,7 @@
 """What the carrier tokens do, made visible: where each region of an image looks, layer by layer.
 
-    python -m fastervit_jax.commands.visualize IMAGE --weights=PATH --output=carriers.png
-    python -m fastervit_jax.commands.visualize IMAGE --weights=PATH --output=window.png --pixel=ROW,COLUMN
+    fastervit visualize IMAGE --weights=PATH --output=carriers.png
+    fastervit visualize IMAGE --weights=PATH --output=window.png --pixel=ROW,COLUMN
 
 The first draws, for each layer of a hierarchical stage, what the carrier tokens of each region
 (window) attend to. The second draws what the position around a pixel attends to within its window,
@@ -11,7 +11,7 @@ The numbers are the network's own: its attention weights, taken as they pass (`a
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +20,10 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from fastervit_jax.commands import flags as cli
+from fastervit_jax.commands.flags import define_weights_flags
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.transformer import Attention
 from fastervit_jax.models.config import STRIDES
-from fastervit_jax.commands.opening import define_weights_flags
+from fastervit_jax.models.transformer import Attention
 from fastervit_jax.prediction import normalized, preprocessed
 
 _MOST_REGIONS = 9
@@ -325,27 +324,32 @@ def _tinted(pixels: np.ndarray, panel: _Panel, scale) -> np.ndarray:
     return picture
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Draws the attention of the model that the flags name, for one image."""
-    if len(arguments) != 2:
-        raise ValueError("Name one image: python -m fastervit_jax.commands.visualize IMAGE --weights=PATH …")
-    model = open_model()
-    pixels = preprocessed(model, arguments[1])
-    layers = attention_weights(model, normalized(model, pixels))
-    if PIXEL.value is None:
-        draw_carriers(layers, pixels, OUTPUT.value)
-        return
-    try:
-        row, column = (int(text) for text in PIXEL.value)
-    except ValueError:
-        raise ValueError(f"--pixel={','.join(PIXEL.value)} should be ROW,COLUMN.") from None
-    draw_pixel(layers, pixels, (row, column), OUTPUT.value)
-
-
-if __name__ == "__main__":
+def command() -> Callable[[list[str]], None]:
+    """Defines the flags of `fastervit visualize`, and returns what runs it."""
     open_model = define_weights_flags()
-    OUTPUT = flags.DEFINE_string("output", None, "PNG to write.", required=True)
-    PIXEL = flags.DEFINE_list(
+    output = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
+    pixel = flags.DEFINE_list(
         "pixel", None, "ROW,COLUMN in the network's input: draw the window attention around it."
     )
-    cli.run(main, arguments=True)
+
+    def main(arguments: list[str]) -> None:
+        if len(arguments) != 2:
+            raise ValueError(
+                f"Invalid arguments: expected one image, got {len(arguments) - 1}. "
+                "Run fastervit visualize IMAGE --weights=PATH --output=FILE.png"
+            )
+        model = open_model()
+        pixels = preprocessed(model, arguments[1])
+        layers = attention_weights(model, normalized(model, pixels))
+        if pixel.value is None:
+            draw_carriers(layers, pixels, output.value)
+            return
+        try:
+            row, column = (int(text) for text in pixel.value)
+        except ValueError:
+            raise ValueError(
+                f"Invalid --pixel={','.join(pixel.value)}: expected ROW,COLUMN."
+            ) from None
+        draw_pixel(layers, pixels, (row, column), output.value)
+
+    return main

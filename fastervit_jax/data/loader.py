@@ -5,12 +5,14 @@ that number: it is resumed by making it anew with another `start_step`, at no co
 number of workers and hosts then is.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from absl import logging
 
-from fastervit_jax.data.damage import Damaged, DamageReport
 from fastervit_jax.data.images import DamagedImageError, EvalTransform, height_and_width
 from fastervit_jax.data.order import (
     check_seed,
@@ -19,14 +21,78 @@ from fastervit_jax.data.order import (
     replacement_index,
     steps_per_epoch,
 )
-from fastervit_jax.data.sources.source import Example, Source
+from fastervit_jax.data.sources import Example, Source
 from fastervit_jax.data.workers import StepIterator, discard, new_array
 
 Batch = dict[str, np.ndarray]
+HostBatch = TypeVar("HostBatch")
+DeviceBatch = TypeVar("DeviceBatch")
 RandomTransform = Callable[[bytes, np.random.Generator], np.ndarray]
 
 # After so many damaged replacements in a row the data set is broken, whatever share is allowed.
 _MAX_REPLACEMENTS = 100
+
+
+class Damaged(NamedTuple):
+    """One image that could not be decoded.
+
+    Attributes:
+      key: the file or record.
+      reason: what Pillow found.
+    """
+
+    key: str
+    reason: str
+
+
+class TooMuchDamageError(ValueError):
+    """More images could not be decoded than the configured share allows."""
+
+
+@dataclass
+class DamageReport:
+    """What one host's loader met so far.
+
+    Attributes:
+      max_share: damaged images allowed, as a share of the images drawn.
+      epoch_size: images this host draws in an epoch. The share is never taken of fewer, so that
+        one damaged image at the start of a run is not one of a hundred.
+      drawn: images drawn, damaged ones included.
+      count: times a damaged image was drawn; an image that comes up every epoch counts each time.
+      reasons: the reason by key, an entry a damaged file or record.
+    """
+
+    max_share: float
+    epoch_size: int
+    drawn: int = 0
+    count: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def start(self, drawn: int, count: int) -> None:
+        """Goes on from what was drawn and counted before a run was interrupted."""
+        self.drawn, self.count = drawn, count
+
+    def add(self, images: int, damaged: Sequence[Damaged]) -> None:
+        """Enters one batch of `images` rows in which `damaged` had to be replaced.
+
+        Logs a warning for every file or record met for the first time.
+
+        Raises:
+          TooMuchDamageError: past `max_share`.
+        """
+        self.drawn += images + len(damaged)
+        self.count += len(damaged)
+        for key, reason in damaged:
+            if key not in self.reasons:
+                logging.warning("Damaged image, replaced by another: %s (%s)", key, reason)
+                self.reasons[key] = reason
+        if self.count > self.max_share * max(self.drawn, self.epoch_size):
+            key, reason = damaged[-1]
+            raise TooMuchDamageError(
+                f"{self.count} of the {self.drawn} images drawn so far could not be decoded, which "
+                f"is more than the allowed share of {self.max_share:g}; the last was {key} "
+                f"({reason}): repair or remove such files, or raise max_damaged_share."
+            )
 
 
 class TrainLoader(Iterator[Batch]):
@@ -153,6 +219,33 @@ def eval_batches(
         shared=num_workers > 0,
     )
     return StepIterator(make, 0, -(-len(source) // batch_size), num_workers)
+
+
+def prefetch_to_device(
+    batches: Iterable[HostBatch], put: Callable[[HostBatch], DeviceBatch], *, ahead: int = 2
+) -> Iterator[DeviceBatch]:
+    """Yields `put(batch)` in order, `ahead` batches before they are asked for.
+
+    JAX's transfers return at once, and so do compiled steps: while the device computes a step, the
+    next batches are on their way to it.
+
+    Args:
+      batches: host batches, such as `train_batches` gives.
+      put: starts the transfer, such as `lambda batch: jax.device_put(batch, sharding)`.
+      ahead: batches kept on the device beside the one in use; each takes its memory.
+
+    Raises:
+      ValueError: `ahead` is less than 1. Errors of `batches` come up to `ahead` batches early.
+    """
+    if ahead < 1:
+        raise ValueError(f"ahead must be at least 1, not {ahead}.")
+    waiting: deque[DeviceBatch] = deque()
+    for batch in batches:
+        waiting.append(put(batch))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def _local_batch_size(batch_size: int, host_index: int, host_count: int) -> int:

@@ -1,7 +1,11 @@
 """How each network wants its images: size, crop, mean and standard deviation."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
+
+import jax
+import jax.numpy as jnp
 
 from fastervit_jax.models import variant_config
 
@@ -63,3 +67,37 @@ def default_preprocessing(name: str, resolution: tuple[int, int] | None = None) 
     matching = (crop for prefix, crop in _CROPS.items() if name.startswith(prefix))
     mode, fraction = next(matching, _USUAL_CROP)
     return Preprocessing(resolution or own_resolution, mode, fraction)
+
+
+def normalize(
+    images: jax.Array,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+) -> jax.Array:
+    """Subtracts the mean and divides by the standard deviation of every channel.
+
+    Args:
+      images: uint8 ``[..., C]``.
+      mean: mean of each channel for images from 0 to 1.
+      std: standard deviation of each channel for images from 0 to 1.
+      dtype: dtype of the result; the arithmetic is float32.
+
+    Returns:
+      ``(images / 255 - mean) / std``, of the shape of `images`.
+
+    Raises:
+      ValueError: if the images are not uint8 or their channels do not fit mean and std.
+    """
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"Images to normalise must be uint8, 0 to 255; got {images.dtype}.")
+    if not images.shape[-1] == len(mean) == len(std):
+        raise ValueError(
+            f"Images of shape {images.shape} have {images.shape[-1]} channels; mean has "
+            f"{len(mean)} and std {len(std)} values."
+        )
+    if not all(s > 0 for s in std):
+        raise ValueError(f"Standard deviations must be above 0; got {tuple(std)}.")
+    scaled_mean = jnp.array([255 * m for m in mean], jnp.float32)
+    scaled_std = jnp.array([255 * s for s in std], jnp.float32)
+    return ((images.astype(jnp.float32) - scaled_mean) / scaled_std).astype(dtype)

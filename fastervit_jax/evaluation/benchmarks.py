@@ -3,8 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
-from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R
 from fastervit_jax.data.preprocessing import ROBUSTNESS_CROP, CropMode
+from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fastervit_jax.data import prefetch_to_device
+from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalize
 from fastervit_jax.models.pure_model import Arrays
-from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from fastervit_jax.augmentation.device import normalize
 from fastervit_jax.parallel.mesh import batch_sharding, place_batch
 
 # Batches whose answers are awaited while the device works on: fetching the answers of the newest

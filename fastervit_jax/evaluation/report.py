@@ -11,12 +11,12 @@ from etils import epath
 from PIL import Image, ImageOps
 
 from fastervit_jax.data.images import decode_rgb
+from fastervit_jax.data.paths import write_whole
 from fastervit_jax.evaluation.charts import bar, reliability, skyline
 from fastervit_jax.evaluation.imagenet_classes import spoken
 from fastervit_jax.evaluation.metrics import calibration, class_accuracy, confused_pairs
 from fastervit_jax.evaluation.report_page import PAGE
 from fastervit_jax.evaluation.result import Result
-from fastervit_jax.data.paths import write_whole
 
 REPORT_NAME = "report.html"
 

@@ -10,12 +10,12 @@ import numpy as np
 from etils import epath
 
 from fastervit_jax.data import EvalTransform
+from fastervit_jax.data.paths import is_remote
 from fastervit_jax.evaluation.benchmarks import PUBLISHED, Published
 from fastervit_jax.evaluation.evaluator import Evaluation
 from fastervit_jax.evaluation.image_keys import image_keys
 from fastervit_jax.evaluation.metrics import calibration, class_accuracy, confused_pairs
 from fastervit_jax.evaluation.task import Task
-from fastervit_jax.data.paths import is_remote
 
 # How many of the most confused pairs are told.
 _PAIRS = 50

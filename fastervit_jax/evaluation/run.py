@@ -12,9 +12,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from fastervit_jax.weights.directory import WeightsInfo
-from fastervit_jax.weights.loading import Loaded, Weights, load_model, open_weights
 from fastervit_jax.data import EvalTransform, Source, eval_batches
+from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, CropMode
 from fastervit_jax.data.sources.digits import default_root
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.progress import EvaluationProgress
@@ -22,11 +21,12 @@ from fastervit_jax.evaluation.real_labels import judged_by
 from fastervit_jax.evaluation.result import Result
 from fastervit_jax.evaluation.task import Task, open_task
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.pure_model import Arrays, flatten, unflatten
 from fastervit_jax.models.layers import lay_out
-from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, CropMode
+from fastervit_jax.models.pure_model import Arrays, flatten, unflatten
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh, replicated
 from fastervit_jax.runs.workdir import load_config
+from fastervit_jax.weights.directory import WeightsInfo
+from fastervit_jax.weights.loading import Loaded, Weights, load_model, open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def evaluate_weights(
     *,
     model_name: str | None = None,
     model_options: Mapping[str, Any] | None = None,
-    average: bool | None = None,
+    ema: bool | None = None,
     data_dir: str | None = None,
     real_labels: str | None = None,
     dtype: str | None = None,
@@ -70,7 +70,7 @@ def evaluate_weights(
             what it was validated on.
         model_name: an official model name; None where the weights say what they are.
         model_options: changes to the named network.
-        average: take the moving average of the weights (`weights.loading.open_weights`).
+        ema: take the EMA of the weights (`weights.loading.open_weights`).
         data_dir: where TFDS sets are prepared.
         real_labels: the label file of ImageNet-ReaL.
         dtype: type of the computation; by default the run's own for a work directory, else float32.
@@ -80,7 +80,7 @@ def evaluate_weights(
         ValueError: weights and data cannot be used together; the message says why.
     """
     options = options or EvaluationOptions()
-    opened = open_weights(weights, average=average)
+    opened = open_weights(weights, ema=ema)
     if opened.kind == "workdir":
         run = load_config(weights)
         dtype = dtype or run.model.dtype

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastervit_jax.weights.directory import METADATA, is_converted
-from fastervit_jax.weights.loading import Loaded, open_weights
 from fastervit_jax.data import open_source
 from fastervit_jax.evaluation.benchmarks import BENCHMARKS, PUBLISHED, PUBLISHED_ON
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_task, load_for_evaluation
 from fastervit_jax.evaluation.task import open_task, parse_dataset
+from fastervit_jax.weights.directory import METADATA, is_converted
+from fastervit_jax.weights.loading import Loaded, open_weights
 
 # Points of accuracy: published figures are rounded to one digit.
 NEAR = 0.1

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from fastervit_jax.data import Source, open_source
+from fastervit_jax.data.preprocessing import CropMode
 from fastervit_jax.evaluation.benchmarks import BENCHMARKS, Benchmark
 from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.evaluation.label_space import label_space, relabelled
 from fastervit_jax.evaluation.real_labels import RealLabels, open_real_labels, open_real_set
-from fastervit_jax.data.preprocessing import CropMode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ Maps may hold two images side by side in their channels (`models.pairs`).
 import jax
 from flax import nnx
 
-from fastervit_jax.models.transformer import layer_scale
 from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.layers import BatchNorm, DropPath, conv3x3, gelu, layer_norm
 from fastervit_jax.models.pairs import convolve, normalise
+from fastervit_jax.models.transformer import layer_scale
 
 
 class Stem(nnx.Module):

@@ -168,16 +168,6 @@ class FasterViT(nnx.Module):
         """A copy for inference alone, which computes the same with less (see `models.deploy`)."""
         return deployed(self)
 
-    def save(self, directory, *, class_names=None, overwrite: bool = False) -> None:
-        """Writes a directory that `create_model(name, weights=directory)` loads.
-
-        Arguments and errors are those of `fastervit_jax.save_model`, which this calls.
-        """
-        # The one way from here to the rest of the project, taken only when it is asked for.
-        from fastervit_jax.weights.loading import save_model
-
-        save_model(self, directory, class_names=class_names, overwrite=overwrite)
-
     def _check_images(self, images: jax.Array):
         channels = self.config.in_chans
         expected = f"normalised images [N, height, width, {channels}], floating point"

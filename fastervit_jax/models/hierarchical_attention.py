@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fastervit_jax.models.transformer import TransformerLayer
 from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.layers import DepthwiseConv3x3, full_precision
 from fastervit_jax.models.position import PositionEmbedding
+from fastervit_jax.models.transformer import TransformerLayer
 from fastervit_jax.models.windows import (
     carriers_to_picture,
     map_to_windows,

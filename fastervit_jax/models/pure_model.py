@@ -78,10 +78,6 @@ class PureModel:
         logits = model(images, rngs=nnx.Rngs(dropout=key))
         return logits, flatten(nnx.state(model, nnx.BatchStat))
 
-    def rebuild(self, params: Arrays, statistics: Arrays) -> nnx.Module:
-        """The module with these arrays, in inference mode."""
-        return nnx.merge(self._inference, unflatten(params), unflatten(statistics))
-
 
 def _module(model: Any, name: str) -> nnx.Module:
     for part in name.split("."):

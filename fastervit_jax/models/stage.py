@@ -8,11 +8,11 @@ from flax import nnx
 
 from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.conv_block import ConvBlock
-from fastervit_jax.models.pure_model import Arrays, flatten, unflatten
 from fastervit_jax.models.hierarchical_attention import (
     CarrierTokenizer,
     HierarchicalAttentionBlock,
 )
+from fastervit_jax.models.pure_model import Arrays, flatten, unflatten
 from fastervit_jax.models.windows import map_to_windows, pad_to_windows, windows_to_map
 
 

@@ -1,7 +1,7 @@
 """Saving and restoring train states with Orbax.
 
 A checkpoint `checkpoints/STEP` has five parts, so that each can be read without the others: `model`
-(parameters and statistics), `average` (their moving average), `training` (step and optimizer),
+(parameters and statistics), `average` (their EMA), `training` (step and optimizer),
 `about` (what it belongs to, as JSON) and `checksums` (of all the others, as JSON).
 
 Saving holds the training up only while its checksums and a copy in the host's memory are started.
@@ -171,7 +171,7 @@ class Checkpoints:
                 damaged[step] = str(error)
                 continue
             self._set_aside(damaged, f"going on from step {step}")
-            state = TrainState(**parts["model"], average=parts["average"], **parts["training"])
+            state = TrainState(**parts["model"], ema=parts["average"], **parts["training"])
             return step, state, about
         if all(self._is_empty(step) for step in damaged):
             self._set_aside(damaged, "starting anew")
@@ -182,20 +182,20 @@ class Checkpoints:
         )
 
     def restore_model(
-        self, step: int, params: Arrays, statistics: Arrays, *, average: bool
+        self, step: int, params: Arrays, statistics: Arrays, *, ema: bool
     ) -> tuple[Arrays, Arrays]:
-        """Reads parameters and statistics alone, of the moving average or of the model itself.
+        """Reads parameters and statistics alone, of the EMA or of the model itself.
 
         Args:
             step: a saved step.
             params: shapes and shardings of the parameters.
             statistics: the same of the statistics.
-            average: whether to read the moving average.
+            ema: whether to read the EMA.
 
         Raises:
             DamagedCheckpointError: what comes back is not what was saved.
         """
-        if average:
+        if ema:
             arrays = self._read(step, average={**params, **statistics})["average"]
             return ({name: arrays[name] for name in params}, {n: arrays[n] for n in statistics})
         model = self._read(step, model={"params": params, "statistics": statistics})["model"]
@@ -366,7 +366,7 @@ def _without_abandoned_writes() -> None:
 def _parts(state: TrainState) -> dict:
     return {
         "model": {"params": state.params, "statistics": state.statistics},
-        "average": state.average,
+        "average": state.ema,
         "training": {
             "step": state.step,
             "optimizer": state.optimizer,

@@ -4,6 +4,7 @@ Recipes in `configs/` start from `default_config()` and change it; flags change 
 (`--config.optimizer.learning_rate=1e-3`). None means the model's own value.
 """
 
+import json
 from typing import Any
 
 import ml_collections
@@ -11,6 +12,12 @@ from ml_collections import config_dict
 
 from fastervit_jax.models import FasterViTConfig, variant_config
 from fastervit_jax.models.config import ATTENTION_STAGES
+
+NEW_NAMES = {"average_decay": "ema_decay"}
+"""Keys that have changed their names: old run directories and flags use the old ones."""
+
+# Keys that may differ from host to host.
+_OF_ONE_HOST = ("data.data_dir", "data.num_workers")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -100,10 +107,10 @@ def default_config() -> ml_collections.ConfigDict:
             "clip_norm": 5.0,  # 0: no clipping
         }
     )
-    config.average_decay = 0.9998  # of the moving average of weights, a step
+    config.ema_decay = 0.9998  # of the EMA of weights, a step
     config.mesa = ml_collections.ConfigDict(
         {
-            "weight": 0.1,  # of the divergence from the moving average's answers; 0: none
+            "weight": 0.1,  # of the divergence from the EMA's answers; 0: none
             "start": 0.25,  # on from the first epoch beyond this share of the epochs
         }
     )
@@ -154,6 +161,12 @@ def by_dotted_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             items[prefix + key] = value
     return items
+
+
+def shared_settings(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """What must be the same on all hosts of a run, as JSON by the name of its flag."""
+    keys = by_dotted_key(config.to_dict())
+    return {f"config.{k}": json.dumps(v) for k, v in keys.items() if k not in _OF_ONE_HOST}
 
 
 def model_config(config: ml_collections.ConfigDict) -> FasterViTConfig:
@@ -250,7 +263,7 @@ def check_config(
     for key in ("flip", "cutmix_probability", "mixing_probability", "erasing_probability"):
         _check(config, key, lambda value: 0 <= value <= 1, "a probability, 0 to 1")
     _check(config, "evaluation.crop_fraction", lambda value: 0 < value <= 1, "above 0, at most 1")
-    for key in ("label_smoothing", "average_decay"):
+    for key in ("label_smoothing", "ema_decay"):
         _check(config, key, lambda value: 0 <= value < 1, "0 or more, below 1")
     for key in ("learning_rate", "warmup_start", "minimum", "weight_decay", "clip_norm"):
         _check(config, f"optimizer.{key}", lambda value: value >= 0, "0 or more")

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import ml_collections
 
-import fastervit_jax
 from fastervit_jax.data import Source
-from fastervit_jax.runs.config import by_dotted_key, default_config
+from fastervit_jax.runs.config import NEW_NAMES, by_dotted_key, default_config
+from fastervit_jax.version import __version__
 
 # Keys that may change when a run goes on: they decide where and how fast it runs, how often it
 # reports, when it stops; not what it computes.
@@ -47,8 +47,8 @@ def run_identity(
 @functools.cache
 def code_version() -> dict[str, str]:
     """Versions of this package and of JAX, and the commit where it runs from a git checkout."""
-    versions = {"fastervit_jax": fastervit_jax.__version__, "jax": jax.__version__}
-    root = Path(fastervit_jax.__file__).parents[1]
+    versions = {"fastervit_jax": __version__, "jax": jax.__version__}
+    root = Path(__file__).parents[2]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
         try:
@@ -93,7 +93,7 @@ def _differences(saved: dict, run: dict) -> dict[str, tuple]:
     """By key, what was saved and what is now."""
     defaults = by_dotted_key(_as_json(default_config().to_dict()))
     # A key that is newer than the checkpoint had the effect of its default.
-    old, new = {**defaults, **by_dotted_key(saved["config"])}, by_dotted_key(run["config"])
+    old, new = {**defaults, **_stored_keys(saved["config"])}, by_dotted_key(run["config"])
     found = {
         key: (old.get(key), new.get(key))
         for key in sorted({*old, *new})
@@ -107,6 +107,11 @@ def _differences(saved: dict, run: dict) -> dict[str, tuple]:
         lengths = (len(saved["class_names"]), len(run["class_names"]))
         found["data.class_names"] = next((p for p in pairs if p[0] != p[1]), lengths)
     return found
+
+
+def _stored_keys(config: dict) -> dict:
+    """A stored config by dotted key, with the present names of the keys."""
+    return {NEW_NAMES.get(key, key): value for key, value in by_dotted_key(config).items()}
 
 
 def _as_json(value):

@@ -25,7 +25,7 @@ class TrainState:
         params: parameters by dotted name.
         statistics: batch-norm statistics by dotted name.
         optimizer: the optimizer's state.
-        average: moving average of parameters and statistics by dotted name.
+        ema: EMA of parameters and statistics by dotted name.
         skipped: steps that changed nothing because loss or gradients were not finite.
         skipped_in_a_row: how many of the last steps those were.
     """
@@ -34,7 +34,7 @@ class TrainState:
     params: Arrays
     statistics: Arrays
     optimizer: optax.OptState
-    average: Arrays
+    ema: Arrays
     skipped: jax.Array
     skipped_in_a_row: jax.Array
 
@@ -42,13 +42,13 @@ class TrainState:
 def new_state(
     params: Arrays, statistics: Arrays, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step; the average starts as a copy of the model."""
+    """The state before the first step; the EMA starts as a copy of the model."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         statistics=statistics,
         optimizer=optimizer.init(params),
-        average={name: jnp.copy(array) for name, array in {**params, **statistics}.items()},
+        ema={name: jnp.copy(array) for name, array in {**params, **statistics}.items()},
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
     )
@@ -95,9 +95,9 @@ def place_state(
     )(params, statistics)
 
 
-def average_model(state: TrainState) -> tuple[Arrays, Arrays]:
-    """The moving average as (parameters, statistics)."""
+def ema_model(state: TrainState) -> tuple[Arrays, Arrays]:
+    """The EMA as (parameters, statistics)."""
     return (
-        {name: state.average[name] for name in state.params},
-        {name: state.average[name] for name in state.statistics},
+        {name: state.ema[name] for name in state.params},
+        {name: state.ema[name] for name in state.statistics},
     )

@@ -13,7 +13,7 @@ from fastervit_jax.data.paths import write_whole
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.pure_model import arrays_of, unflatten
 from fastervit_jax.runs.checkpoints import Checkpoints
-from fastervit_jax.runs.config import default_config, model_config
+from fastervit_jax.runs.config import NEW_NAMES, default_config, model_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     config = default_config()
     try:
         config.lock()  # refuses unknown keys
-        config.update(_with_tuples(json.loads(path.read_text())))
+        config.update(_with_new_names(_with_tuples(json.loads(path.read_text()))))
         config.unlock()
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}): is this a work directory?") from None
@@ -64,14 +64,12 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     return config
 
 
-def load_trained(
-    workdir: epath.PathLike, *, average: bool = True, dtype: str | None = None
-) -> Trained:
+def load_trained(workdir: epath.PathLike, *, ema: bool = True, dtype: str | None = None) -> Trained:
     """Reads the newest checkpoint of a work directory.
 
     Args:
         workdir: of `train.py`.
-        average: whether to take the moving average, which is what training evaluates, or the plain
+        ema: whether to take the EMA, which is what training evaluates, or the plain
             weights.
         dtype: type of the computation; by default the run's own.
 
@@ -91,7 +89,7 @@ def load_trained(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), arrays_of(model)
     )
     about = checkpoints.about(step)
-    params, statistics = checkpoints.restore_model(step, *shapes, average=average)
+    params, statistics = checkpoints.restore_model(step, *shapes, ema=ema)
     nnx.update(model, unflatten({**params, **statistics}))
     model.eval()
     class_names = tuple(about["class_names"])
@@ -106,3 +104,8 @@ def _with_tuples(value):
     if isinstance(value, list):
         return tuple(_with_tuples(item) for item in value)
     return value
+
+
+def _with_new_names(config: dict) -> dict:
+    """A stored config with the present names of its keys."""
+    return {NEW_NAMES.get(key, key): value for key, value in config.items()}

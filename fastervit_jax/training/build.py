@@ -8,31 +8,31 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from fastervit_jax.augmentation.device import AugmentationSettings
+from fastervit_jax.augmentation.host import TrainTransform
+from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
 from fastervit_jax.data import (
     EvalTransform,
     Source,
     TrainLoader,
-    TrainTransform,
     check_same_classes,
     eval_batches,
     open_source,
     train_batches,
 )
-from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.fastervit import abstract_model
-from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.models.layers import lay_out
+from fastervit_jax.models.pure_model import arrays_of
+from fastervit_jax.parallel.mesh import batch_shards
+from fastervit_jax.parallel.partition import gather_in_loops
 from fastervit_jax.runs.config import batch_norm_group, model_config
-from fastervit_jax.augmentation.device import AugmentationSettings
 from fastervit_jax.training.finetuning import (
     check_frozen,
     is_frozen,
     learning_rate_multiplier,
 )
-from fastervit_jax.parallel.mesh import batch_shards
 from fastervit_jax.training.optimizers import by_path, make_optimizer
-from fastervit_jax.parallel.partition import gather_in_loops
 from fastervit_jax.training.schedules import warmup_cosine_schedule
 from fastervit_jax.training.step import StepSettings
 
@@ -200,7 +200,7 @@ def step_settings(
     """What a step does beside the model and the optimizer."""
     return StepSettings(
         seed=config.seed,
-        average_decay=config.average_decay,
+        ema_decay=config.ema_decay,
         mesa_weight=config.mesa.weight,
         mesa_start=mesa_start(config) * epoch_steps,
         accumulate=config.accumulate,

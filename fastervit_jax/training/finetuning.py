@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 import ml_collections
 
-from fastervit_jax.weights.loading import load_model, open_weights
 from fastervit_jax.models import FasterViT, FasterViTConfig
 from fastervit_jax.runs.config import model_options
+from fastervit_jax.weights.loading import load_model, open_weights
 
 
 def load_initial_model(config: ml_collections.ConfigDict, dtype) -> FasterViT:

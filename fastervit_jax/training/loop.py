@@ -15,31 +15,35 @@ from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_s
 from fastervit_jax.evaluation.pictures import draw_predictions
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.pure_model import PureModel
-from fastervit_jax.training import build
-from fastervit_jax.runs.checkpoints import Checkpoints
-from fastervit_jax.runs.config import check_config, mixing_group, model_config
-from fastervit_jax.training.finetuning import load_initial_model
-from fastervit_jax.runs.resume_check import check_same_run, run_identity
-from fastervit_jax.runs.lock import exclusive
+from fastervit_jax.parallel.hosts import check_hosts_agree, failures_of_peers, sum_over_processes
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh, place_batch
-from fastervit_jax.training.preemption import Interrupted, StopRequest
-from fastervit_jax.parallel.hosts import failures_of_peers, sum_over_processes
-from fastervit_jax.training.profile import Profile
-from fastervit_jax.training.progress import Progress
-from fastervit_jax.training.reporting import Reporter, draw_curves
+from fastervit_jax.runs.checkpoints import Checkpoints
+from fastervit_jax.runs.config import (
+    check_config,
+    mixing_group,
+    model_config,
+    shared_settings,
+)
+from fastervit_jax.runs.lock import exclusive
+from fastervit_jax.runs.resume_check import check_same_run, run_identity
+from fastervit_jax.runs.state import (
+    abstract_state,
+    ema_model,
+    place_state,
+)
+from fastervit_jax.runs.workdir import save_config
+from fastervit_jax.training import build
+from fastervit_jax.training.finetuning import load_initial_model
 from fastervit_jax.training.nonfinite import (
     BatchPlace,
     SkippedSteps,
     TooManySkippedError,
     write_evidence,
 )
-from fastervit_jax.runs.state import (
-    abstract_state,
-    average_model,
-    place_state,
-)
+from fastervit_jax.training.preemption import Interrupted, StopRequest
+from fastervit_jax.training.progress import Profile, Progress
+from fastervit_jax.training.reporting import Reporter, draw_curves
 from fastervit_jax.training.step import compile_train_step, make_train_step
-from fastervit_jax.runs.workdir import save_config
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluation | None:
@@ -50,7 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
         workdir: directory, local or remote, for checkpoints, metrics, config and pictures.
 
     Returns:
-        The last evaluation, of the moving average; None where the run was asked to stop before its
+        The last evaluation, of the EMA; None where the run was asked to stop before its
         end (`preemption`).
 
     Raises:
@@ -58,6 +62,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Evaluat
             would do. Or too many steps in a row were not finite (`skipped`).
         OSError: something cannot be written, or another process of the run has gone.
     """
+    check_hosts_agree({**shared_settings(config), "--workdir": str(workdir)})
     mesh = make_mesh(**config.mesh)
     tensor, hosts = mesh.shape["tensor"], jax.process_count()
     check_config(config, batch_shards=batch_shards(mesh), hosts=hosts, tensor=tensor)
@@ -143,7 +148,7 @@ def _train(
 
     def evaluate_average() -> Evaluation:
         with contextlib.closing(build.validation_batches(config, validation)) as batches:
-            arrays = average_model(state)
+            arrays = ema_model(state)
             return evaluate(eval_step, *arrays, batches, mesh, images_done=stop.interrupt)
 
     def evaluate_and_report(step: int) -> Evaluation:

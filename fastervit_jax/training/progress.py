@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines in a log."""
 
+import contextlib
 import resource
 import sys
 import time
@@ -8,6 +9,7 @@ from typing import TypeVar
 
 import jax
 import tqdm
+from etils import epath
 
 Item = TypeVar("Item")
 
@@ -94,3 +96,31 @@ def _peak_memory() -> int:
     statistics = jax.local_devices()[0].memory_stats() or {}
     in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return statistics.get("peak_bytes_in_use", in_kib * 1024)
+
+
+class Profile:
+    """Traces some steps to `profile/` in the work directory.
+
+    Args:
+        workdir: the work directory.
+        steps: the first and the last step to trace; (0, 0) for none.
+    """
+
+    def __init__(self, workdir: epath.Path, steps: tuple[int, int]):
+        self._directory = str(workdir / "profile")
+        self._first, self._last = steps
+
+    @contextlib.contextmanager
+    def of_step(self, step: int) -> Iterator[None]:
+        """Surrounds a step; starts the trace at the first one and writes it after the last."""
+        if step == self._first:
+            jax.profiler.start_trace(self._directory)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+        if step == self._last and self._first:
+            jax.profiler.stop_trace()
+            print(
+                f"Traced steps {self._first} to {self._last}. To look at it: pip install xprof, "
+                f"then xprof --logdir={self._directory}",
+                flush=True,
+            )

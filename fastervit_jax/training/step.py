@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fastervit_jax.models.pure_model import Arrays, PureModel
 from fastervit_jax.augmentation.device import AugmentationSettings, augment
-from fastervit_jax.training.losses import mesa_divergence, soft_target_cross_entropy
+from fastervit_jax.models.pure_model import Arrays, PureModel
 from fastervit_jax.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated
 from fastervit_jax.parallel.partition import gather
-from fastervit_jax.runs.state import TrainState, average_model
+from fastervit_jax.runs.state import TrainState, ema_model
+from fastervit_jax.training.losses import mesa_divergence, soft_target_cross_entropy
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -29,15 +29,15 @@ class StepSettings:
     Attributes:
         seed: of everything random in the step.
         augmentation: what happens to images and labels on the device.
-        average_decay: decay of the moving average, per step.
-        mesa_weight: of the divergence from the moving average's answers; 0 leaves it out.
+        ema_decay: decay of the EMA, per step.
+        mesa_weight: of the divergence from the EMA's answers; 0 leaves it out.
         mesa_start: updates done before the first one with it.
         accumulate: into how many parts a batch is cut that go through the network one by one.
     """
 
     seed: int
     augmentation: AugmentationSettings
-    average_decay: float
+    ema_decay: float
     mesa_weight: float = 0.0
     mesa_start: int = 0
     accumulate: int = 1
@@ -80,17 +80,17 @@ def make_train_step(
         def where_finite(new, old):
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
-        # The average moves towards what was chosen: a TPU then passes over a parameter once, not
+        # The EMA moves towards what was chosen: a TPU then passes over a parameter once, not
         # twice (benchmarks/NOTES.md).
         params = where_finite(optax.apply_updates(state.params, updates), state.params)
         statistics = where_finite(statistics, state.statistics)
-        average = _moved(state.average, {**params, **statistics}, settings.average_decay)
+        ema = _moved_ema(state.ema, {**params, **statistics}, settings.ema_decay)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
             statistics=statistics,
             optimizer=where_finite(optimizer_state, state.optimizer),
-            average=where_finite(average, state.average),
+            ema=where_finite(ema, state.ema),
             skipped=state.skipped + metrics["skipped"],
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
@@ -125,7 +125,7 @@ def make_train_step(
         return jax.tree.map(lambda total: total / settings.accumulate, sums)
 
     def _loss(params: Arrays, state: TrainState, images, targets, key):
-        """The loss, and (divergence from the average, updated statistics)."""
+        """The loss, and (divergence from the EMA's answers, updated statistics)."""
         logits, statistics = model.train(
             gather(params, mesh, but=model.looped), state.statistics, images, key
         )
@@ -134,9 +134,9 @@ def make_train_step(
             return loss, (jnp.zeros_like(loss), statistics)
 
         def divergence(_):
-            average, average_statistics = average_model(state)
-            average = gather(average, mesh, but=model.looped)
-            teacher = model.infer(average, average_statistics, images)
+            ema, ema_statistics = ema_model(state)
+            ema = gather(ema, mesh, but=model.looped)
+            teacher = model.infer(ema, ema_statistics, images)
             return mesa_divergence(logits, teacher)
 
         started = state.step >= settings.mesa_start
@@ -146,9 +146,9 @@ def make_train_step(
     return train_step
 
 
-def _moved(average: Arrays, new: Arrays, decay: float) -> Arrays:
-    """The moving average after one more step; what does not change stays the same to the bit."""
-    return {name: old + (1 - decay) * (new[name] - old) for name, old in average.items()}
+def _moved_ema(ema: Arrays, new: Arrays, decay: float) -> Arrays:
+    """The EMA after one more step; what does not change stays the same to the bit."""
+    return {name: old + (1 - decay) * (new[name] - old) for name, old in ema.items()}
 
 
 def _in_parts(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:

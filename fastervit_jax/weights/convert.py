@@ -13,18 +13,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from fastervit_jax.models import FasterViTConfig, variant_config
+from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.weights.directory import WeightsInfo, check_writable, staged_directory
-from fastervit_jax.weights.matching import Match
-from fastervit_jax.weights.names import from_torch_layout, to_torch_layout, torch_name
-from fastervit_jax.weights.torch_files import read_torch_checkpoint
-from fastervit_jax.weights.to_torch import staged_file, state_to_torch
-from fastervit_jax.weights.verification import (
-    TOLERANCE,
-    NotCompared,
-    official_logits,
-    our_logits,
-    relative_difference,
-)
 from fastervit_jax.weights.loading import (
     Weights,
     file_sha256,
@@ -32,8 +23,17 @@ from fastervit_jax.weights.loading import (
     open_weights,
     save_model,
 )
-from fastervit_jax.models import FasterViTConfig, variant_config
-from fastervit_jax.models.pure_model import arrays_of
+from fastervit_jax.weights.matching import Match
+from fastervit_jax.weights.names import from_torch_layout, to_torch_layout, torch_name
+from fastervit_jax.weights.to_torch import staged_file, state_to_torch
+from fastervit_jax.weights.torch_files import read_torch_checkpoint
+from fastervit_jax.weights.verification import (
+    TOLERANCE,
+    NotCompared,
+    official_logits,
+    our_logits,
+    relative_difference,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def convert_checkpoint(
         name: an official model name.
         checkpoint: a torch or safetensors file (`read_torch_checkpoint`).
         output: the directory to write.
-        ema: take the checkpoint's moving average.
+        ema: take the checkpoint's EMA.
         overwrite: replace a converted directory that stands there.
         compare: run what was written, and the official network beside it.
         say: gets what a person should know, a line at a time.
@@ -73,7 +73,7 @@ def convert_checkpoint(
     """
     check_writable(output, overwrite=overwrite)
     say(f"Reading {checkpoint}")
-    weights = open_weights(checkpoint, average=ema)
+    weights = open_weights(checkpoint, ema=ema)
     if weights.kind != "official":
         raise ValueError(f"{checkpoint} is no official file: it needs no conversion.")
     with (
@@ -147,7 +147,7 @@ def export_to_torch(
     """Writes weights of ours as a file that the official package loads with `strict=True`.
 
     A dictionary with `arch` and `state_dict`. Of a work directory of train.py `state_dict` holds
-    the plain weights and `state_dict_ema` their moving average, as the official training script has
+    the plain weights and `state_dict_ema` their EMA, as the official training script has
     it; with `ema`, `state_dict` holds the average, for code that reads nothing else.
 
     Args:
@@ -183,9 +183,9 @@ def _parts_to_export(path: str | Path, ema: bool) -> dict[str, Weights]:
     if weights.kind == "official":
         raise ValueError(f"{path} already is an official file.")
     if weights.kind == "workdir" and not ema:
-        return {"state_dict": open_weights(path, average=False), "state_dict_ema": weights}
+        return {"state_dict": open_weights(path, ema=False), "state_dict_ema": weights}
     if weights.kind == "converted" and ema:
-        raise ValueError(f"{path} is a converted directory, which has no moving average.")
+        raise ValueError(f"{path} is a converted directory, which has no EMA.")
     return {"state_dict": weights}
 
 

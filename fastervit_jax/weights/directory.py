@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fastervit_jax.weights.tensors import StoredTensor, joined
 from fastervit_jax.data.preprocessing import Preprocessing
+from fastervit_jax.weights.tensors import StoredTensor, joined
 
 FORMAT = "fastervit_jax weights"
 FORMAT_VERSION = 1

@@ -14,7 +14,18 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from fastervit_jax.weights import buffers
+from fastervit_jax.data.paths import is_remote
+from fastervit_jax.data.preprocessing import default_preprocessing
+from fastervit_jax.models import (
+    VARIANTS,
+    FasterViT,
+    FasterViTConfig,
+    abstract_model,
+    variant_config,
+)
+from fastervit_jax.models.pure_model import Arrays, arrays_of, unflatten
+from fastervit_jax.models.variants import any_res_sibling
+from fastervit_jax.weights import torch_buffers
 from fastervit_jax.weights.directory import (
     METADATA,
     WeightsInfo,
@@ -26,19 +37,8 @@ from fastervit_jax.weights.directory import (
 )
 from fastervit_jax.weights.matching import Match, match
 from fastervit_jax.weights.names import from_torch_layout, torch_name
-from fastervit_jax.weights.torch_files import read_torch_checkpoint
 from fastervit_jax.weights.tensors import StoredTensor
-from fastervit_jax.data.paths import is_remote
-from fastervit_jax.models import (
-    VARIANTS,
-    FasterViT,
-    FasterViTConfig,
-    abstract_model,
-    variant_config,
-)
-from fastervit_jax.models.pure_model import Arrays, arrays_of, unflatten
-from fastervit_jax.models.variants import any_res_sibling
-from fastervit_jax.data.preprocessing import default_preprocessing
+from fastervit_jax.weights.torch_files import read_torch_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
-def open_weights(path: str | Path, *, average: bool | None = None) -> Weights:
+def open_weights(path: str | Path, *, ema: bool | None = None) -> Weights:
     """Opens whatever holds weights: a converted directory, an official file or a work directory.
 
     Args:
         path: where.
-        average: take the moving average. By default a work directory's average, which is what
+        ema: take the EMA. By default a work directory's EMA, which is what
             training evaluates, and an official file's plain weights, as the official loader does.
 
     Raises:
@@ -76,15 +76,15 @@ def open_weights(path: str | Path, *, average: bool | None = None) -> Weights:
     """
     local = Path(path)
     if is_converted(local) or (local / METADATA).is_file():
-        if average:
-            raise ValueError(f"{path} holds one set of weights, and no moving average beside it.")
+        if ema:
+            raise ValueError(f"{path} holds one set of weights, and no EMA beside it.")
         tensors, info = open_arrays(local)
         return Weights(local, "converted", tensors, info)
     if not local.is_file():
         from fastervit_jax.runs.workdir import is_workdir
 
         if is_workdir(path):
-            return _open_workdir(path, average=average is not False)
+            return _open_workdir(path, ema=ema is not False)
     if is_remote(path):
         raise ValueError(
             f"{path} is no work directory of train.py, and other weights are read from local disks "
@@ -95,14 +95,14 @@ def open_weights(path: str | Path, *, average: bool | None = None) -> Weights:
             f"{path} holds no weights: it is neither a converted directory ({METADATA}) nor a work "
             f"directory of train.py (config.json and checkpoints/)."
         )
-    official = read_torch_checkpoint(local, ema=bool(average))
+    official = read_torch_checkpoint(local, ema=bool(ema))
     return Weights(local, "official", official.tensors, None, official.weights, official.notes)
 
 
-def _open_workdir(path: str | Path, *, average: bool) -> Weights:
+def _open_workdir(path: str | Path, *, ema: bool) -> Weights:
     from fastervit_jax.runs.workdir import load_trained
 
-    trained = load_trained(path, average=average)
+    trained = load_trained(path, ema=ema)
     params, statistics = arrays_of(trained.model)
     name, config = trained.config.model.name, trained.model.config
     preprocessing = dataclasses.replace(
@@ -110,7 +110,7 @@ def _open_workdir(path: str | Path, *, average: bool) -> Weights:
         crop_mode=trained.config.evaluation.crop_mode,
         crop_fraction=trained.config.evaluation.crop_fraction,
     )
-    part = "average" if average else "plain"
+    part = "average" if ema else "plain"
     info = WeightsInfo(
         model=name,
         overrides=config_overrides(name, config),
@@ -192,7 +192,7 @@ def load_model(
     info = describe(model, name, weights.info, keep_class_names=not head_is_new)
     lines += [*weights.notes, *matched.lines()]
     if weights.kind == "official":
-        lines += _rounded(weights.tensors) + buffers.stored_coordinates(weights.tensors)
+        lines += _rounded(weights.tensors) + torch_buffers.stored_coordinates(weights.tensors)
     return Loaded(model, info, matched, lines)
 
 

@@ -9,10 +9,10 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
-from fastervit_jax.weights import buffers
+from fastervit_jax.models import FasterViTConfig
+from fastervit_jax.weights import torch_buffers
 from fastervit_jax.weights.mismatch_hints import likely_causes
 from fastervit_jax.weights.tensors import joined
-from fastervit_jax.models import FasterViTConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -101,7 +101,7 @@ def match(
             f"  {what} ({len(names)}): {joined(names)}" for what, names in problems.items() if names
         ]
         raise ValueError("\n".join(lines + likely_causes(offered, wanted, config)))
-    unused = [name for name in unused if not name.endswith(buffers.SUFFIXES)]
+    unused = [name for name in unused if not name.endswith(torch_buffers.SUFFIXES)]
     return Match(tuple(taken), tuple(new), tuple(unused), tuple(resized))
 
 
@@ -163,9 +163,9 @@ def _check_buffers(
 ) -> tuple[set[str], list[str], list[str]]:
     """Names of known buffers, position modules of another size, and shapes that are wrong."""
     statistics = (name for name in offered if name.endswith("running_mean"))
-    known = {name.replace("running_mean", buffers.COUNT) for name in statistics}
+    known = {name.replace("running_mean", torch_buffers.COUNT) for name in statistics}
     resized, wrong = [], []
-    for module in buffers.position_modules(config):
+    for module in torch_buffers.position_modules(config):
         known.update(module.shapes)
         differing = {
             name: shape
@@ -174,7 +174,9 @@ def _check_buffers(
         }
         # The bias of a window covers its carrier tokens too: its size alone says nothing of the
         # window's.
-        only_tokens = all(name.endswith(buffers.BIAS) for name in differing) and module.relative
+        only_tokens = (
+            all(name.endswith(torch_buffers.BIAS) for name in differing) and module.relative
+        )
         by_geometry = module.of_carriers or only_tokens
         if differing and not (allowed.geometry if by_geometry else allowed.windows):
             wrong += [_both_shapes(name, offered[name], shape) for name, shape in differing.items()]

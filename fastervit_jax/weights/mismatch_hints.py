@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastervit_jax.weights.torch_buffers import TABLE
 from fastervit_jax.models import VARIANTS, FasterViTConfig
 from fastervit_jax.models.config import ATTENTION_STAGES
+from fastervit_jax.weights.torch_buffers import TABLE
 
 Shapes = Mapping[str, tuple[int, ...]]
 

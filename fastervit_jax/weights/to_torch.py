@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastervit_jax.weights import buffers
+from fastervit_jax.models import FasterViTConfig
+from fastervit_jax.weights import torch_buffers
 from fastervit_jax.weights.directory import flush
 from fastervit_jax.weights.names import (
     TOKENIZER,
@@ -17,7 +18,6 @@ from fastervit_jax.weights.names import (
     to_torch_layout,
     torch_name,
 )
-from fastervit_jax.models import FasterViTConfig
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def state_to_torch(arrays: Mapping[str, np.ndarray], config: FasterViTConfig) ->
         if TOKENIZER in theirs:
             state[theirs.replace(TOKENIZER, TOKENIZER_COPY)] = tensor
         if theirs.endswith("running_mean"):
-            count = theirs.removesuffix("running_mean") + buffers.COUNT
+            count = theirs.removesuffix("running_mean") + torch_buffers.COUNT
             state[count] = torch.zeros((), dtype=torch.int64)
     with torch.no_grad():
         _add_position_buffers(state, config)
@@ -60,21 +60,21 @@ def _add_position_buffers(state: State, config: FasterViTConfig) -> None:
     import torch
 
     tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for module in buffers.position_modules(config):
+    for module in torch_buffers.position_modules(config):
         if not module.relative:
-            state[f"{module.name}.{buffers.BIAS}"] = _embedding(module, state)
+            state[f"{module.name}.{torch_buffers.BIAS}"] = _embedding(module, state)
             continue
         if module.side not in tables:
-            index = torch.from_numpy(buffers.position_index(module.side))
+            index = torch.from_numpy(torch_buffers.position_index(module.side))
             tables[module.side] = (_coordinate_table(module.side), index)
         table, index = tables[module.side]
-        state[f"{module.name}.{buffers.TABLE}"] = table
-        state[f"{module.name}.{buffers.INDEX}"] = index
-        state[f"{module.name}.{buffers.BIAS}"] = _attention_bias(module, state, table, index)
+        state[f"{module.name}.{torch_buffers.TABLE}"] = table
+        state[f"{module.name}.{torch_buffers.INDEX}"] = index
+        state[f"{module.name}.{torch_buffers.BIAS}"] = _attention_bias(module, state, table, index)
 
 
 def _coordinate_table(side: int) -> "torch.Tensor":
-    """`buffers.coordinate_table` in float32, rounded at every step as the official model does."""
+    """`torch_buffers.coordinate_table`, rounded to float32 at each step as officially."""
     import torch
 
     steps = torch.arange(1 - side, side, dtype=torch.float32) / (side - 1) * 8
@@ -82,7 +82,7 @@ def _coordinate_table(side: int) -> "torch.Tensor":
     return torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)[None]
 
 
-def _network(module: buffers.PositionModule, state: State, coordinates: "torch.Tensor"):
+def _network(module: torch_buffers.PositionModule, state: State, coordinates: "torch.Tensor"):
     from torch.nn import functional
 
     weight, bias, out = (
@@ -91,7 +91,7 @@ def _network(module: buffers.PositionModule, state: State, coordinates: "torch.T
     return functional.linear(functional.relu(functional.linear(coordinates, weight, bias)), out)
 
 
-def _embedding(module: buffers.PositionModule, state: State) -> "torch.Tensor":
+def _embedding(module: torch_buffers.PositionModule, state: State) -> "torch.Tensor":
     """What is added to a square of tokens: [1, side², features]."""
     import torch
 
@@ -102,7 +102,7 @@ def _embedding(module: buffers.PositionModule, state: State) -> "torch.Tensor":
 
 
 def _attention_bias(
-    module: buffers.PositionModule, state: State, table: "torch.Tensor", index: "torch.Tensor"
+    module: torch_buffers.PositionModule, state: State, table: "torch.Tensor", index: "torch.Tensor"
 ) -> "torch.Tensor":
     """What is added to attention logits: [1, heads, tokens, tokens], zero for those in front."""
     import torch

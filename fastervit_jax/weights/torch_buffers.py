@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastervit_jax.weights.tensors import StoredTensor
 from fastervit_jax.models import FasterViTConfig
 from fastervit_jax.models.config import ATTENTION_STAGES
+from fastervit_jax.weights.tensors import StoredTensor
 
 TABLE = "relative_coords_table"
 INDEX = "relative_position_index"

@@ -45,7 +45,7 @@ def read_torch_checkpoint(path: str | Path, *, ema: bool = False) -> OfficialChe
     Args:
         path: any checkpoint that the official code or its training script writes: a dictionary
             with `state_dict`, or `model`, or of nothing but tensors; or a safetensors file.
-        ema: take the moving average, `state_dict_ema`.
+        ema: take the EMA, `state_dict_ema`.
 
     Raises:
         ValueError: the file is damaged, is something else, or would have to run code to be read.
@@ -176,13 +176,12 @@ def _weights_of(content, path: Path, ema: bool) -> tuple[Mapping, str, list[str]
         key = "state_dict_ema"
         if key not in content:
             raise ValueError(
-                f"{path} has no moving average: its keys are {joined(map(str, content))}. Leave "
-                f"out --ema."
+                f"{path} has no EMA: its keys are {joined(map(str, content))}. Leave out --ema."
             )
     else:
         key = next((form for form in _FORMS if form in content), "")
         if "state_dict_ema" in content:
-            notes.append("The file also holds a moving average (state_dict_ema): --ema takes it.")
+            notes.append("The file also holds an EMA (state_dict_ema): --ema takes it.")
     state = content[key] if key else content
     if not isinstance(state, Mapping):
         raise ValueError(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fastervit_jax.weights.loading import config_overrides
 from fastervit_jax.models import FasterViT, FasterViTConfig
+from fastervit_jax.weights.loading import config_overrides
 
 if TYPE_CHECKING:
     import torch

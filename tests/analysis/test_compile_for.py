@@ -12,10 +12,10 @@ from jax.sharding import SingleDeviceSharding
 
 from fastervit_jax.analysis import hlo
 from fastervit_jax.analysis.chips import CHIPS
-from fastervit_jax.models.transformer import Attention, Mlp
+from fastervit_jax.analysis.compile_for import CompiledStep, Memory, describe, step_multiply_adds
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.models.layers import DepthwiseConv3x3
-from fastervit_jax.analysis.compile_for import CompiledStep, Memory, describe, step_multiply_adds
+from fastervit_jax.models.transformer import Attention, Mlp
 from fastervit_jax.runs.config import model_config
 from tests.small.run import ROOT, recipe
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 from flax import nnx
 
-from fastervit_jax.models import FasterViT, abstract_model, list_models, variant_config
 from fastervit_jax.analysis.multiply_adds import multiply_adds
+from fastervit_jax.models import FasterViT, abstract_model, list_models, variant_config
 
 MEASURED = {
     "faster_vit_0_224": 31_404_840,

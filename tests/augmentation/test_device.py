@@ -22,9 +22,8 @@ from fastervit_jax.augmentation.device import (
 )
 from fastervit_jax.augmentation.erasing import apply_erasing, draw_erasing, random_erasing
 from fastervit_jax.augmentation.mixing import MixingDraw, apply_mixing, draw_mixing, mix
+from tests.parallel.eight_devices import run_on_mesh
 from tests.quick_compilation import quick_jit
-
-from .eight_devices import run_on_mesh
 
 LEVEL = 1e-3
 KEY = jax.random.key(0)

@@ -13,13 +13,6 @@ from PIL import Image
 from scipy import stats
 from skimage import data as photographs
 
-from fastervit_jax.augmentation.operations import Operation, apply_operation
-from fastervit_jax.augmentation.rand_augment import (
-    FIFTEEN,
-    RandAugment,
-    operation_argument,
-    parse_rand_augment,
-)
 from fastervit_jax.augmentation.device import AugmentationSettings, augment
 from fastervit_jax.augmentation.device_operations import COLOUR, GEOMETRIC, affine
 from fastervit_jax.augmentation.device_rand_augment import (
@@ -32,9 +25,15 @@ from fastervit_jax.augmentation.device_rand_augment import (
     random_augment,
     random_flip,
 )
+from fastervit_jax.augmentation.operations import Operation, apply_operation
+from fastervit_jax.augmentation.rand_augment import (
+    FIFTEEN,
+    RandAugment,
+    operation_argument,
+    parse_rand_augment,
+)
+from tests.parallel.eight_devices import run_on_mesh
 from tests.quick_compilation import quick_jit
-
-from .eight_devices import run_on_mesh
 
 LEVEL = 1e-3
 DRAWS = 20_000

@@ -5,13 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-from photographs import encode, photographs
 from PIL import Image
 
-from fastervit_jax.data import TrainTransform
+from fastervit_jax.augmentation.host import TrainTransform, draw_crop_box
 from fastervit_jax.augmentation.operations import COLOUR, GEOMETRIC, Operation, apply_operation
 from fastervit_jax.augmentation.rand_augment import FIFTEEN, operation_argument, parse_rand_augment
-from fastervit_jax.augmentation.host import draw_crop_box
+from tests.data.photographs import encode, photographs
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 

@@ -14,13 +14,12 @@ from flax import nnx
 
 import fastervit_jax.commands.export
 from fastervit_jax import save_model
-from fastervit_jax.weights.loading import describe
 from fastervit_jax.commands.export import export_model
+from fastervit_jax.weights.loading import describe
+from tests.models.conftest import quick_compilation  # noqa: F401
+from tests.small.network import small_model
 
-from .models.conftest import quick_compilation  # noqa: F401
-from .models.small import small_model
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ for count in (1, 2, 5):
 def test_stablehlo(model, saved, tmp_path):
     output = tmp_path / "exported"
     report = run(
-        *("-m", "fastervit_jax.commands.export", "--format=stablehlo"),
+        *("-m", "fastervit_jax", "export", "--format=stablehlo"),
         *(f"--weights={saved / 'weights'}", f"--output={output}"),
     )
     assert "logits differ by" in report and str(output / "program.stablehlo") in report
@@ -102,7 +101,7 @@ def test_onnx_in_an_environment_of_its_own(saved, tmp_path):
     )
     output = tmp_path / "exported"
     run(
-        *("-m", "fastervit_jax.commands.export", "--format=onnx"),
+        *("-m", "fastervit_jax", "export", "--format=onnx"),
         *(f"--weights={saved / 'weights'}", f"--output={output}"),
         python=python,
     )

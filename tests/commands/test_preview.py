@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered import NUM_IMAGES
-from photographs import photographs
 from PIL import Image
 
-from fastervit_jax.data import TrainTransform, open_source, train_batches
-from fastervit_jax.augmentation.operations import Operation, apply_operation
-from fastervit_jax.commands.preview import finished_pictures, operation_pictures
-from fastervit_jax.augmentation.rand_augment import parse_rand_augment
 from fastervit_jax.augmentation.device import AugmentationSettings
+from fastervit_jax.augmentation.host import TrainTransform
+from fastervit_jax.augmentation.operations import Operation, apply_operation
+from fastervit_jax.augmentation.rand_augment import parse_rand_augment
+from fastervit_jax.commands.preview import finished_pictures, operation_pictures
+from fastervit_jax.data import open_source, train_batches
+from tests.data.numbered import NUM_IMAGES
+from tests.data.photographs import photographs
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "smoothing": 0.0, "erasing_probability": 0.0}
@@ -81,7 +82,8 @@ def test_the_command(tmp_path, numbered_folder):
     command = [
         sys.executable,
         "-m",
-        "fastervit_jax.commands.preview",
+        "fastervit_jax",
+        "preview",
         f"--config={ROOT / 'configs' / 'digits.py'}",
         f"--config.data.train=folder:{numbered_folder}",
         "--config.rand_augment=rand-m9-mstd0.5-inc1",

@@ -12,9 +12,8 @@ from flax import nnx
 from PIL import Image
 
 from fastervit_jax.commands.visualize import attention_weights, draw_carriers, draw_pixel
-
-from .models.conftest import quick_compilation  # noqa: F401
-from .models.small import small_model
+from tests.models.conftest import quick_compilation  # noqa: F401
+from tests.small.network import small_model
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from numbered import NUM_CLASSES, NUM_IMAGES, numbered_png
+
+from tests.data.numbered import NUM_CLASSES, NUM_IMAGES, numbered_png
 
 
 @pytest.fixture(scope="session")

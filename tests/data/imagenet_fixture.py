@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from photographs import encode, photographs
 from PIL import Image
+
+from tests.data.photographs import encode, photographs
 
 CLASSES = ("n01440764", "n01739381", "n02105855")
 # Files of ImageNet that are not what they are called; TFDS repairs them by name.

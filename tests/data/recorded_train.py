@@ -1,21 +1,22 @@
 """train.py, writing down every image it reads in a line of WORKDIR.read_N, by process N."""
 
 import jax
+from absl import flags
 
-import train
-from fastervit_jax.commands import flags as cli
-from fastervit_jax.data import batches
+from fastervit_jax.commands.flags import run
+from fastervit_jax.commands.train import command
+from fastervit_jax.data import loader
 
-_read = batches._read
+_read = loader._read
 
 
 def _recorded(source, index):
     example = _read(source, index)
-    with open(f"{train._WORKDIR.value}.read_{jax.process_index()}", "a") as file:
+    with open(f"{flags.FLAGS.workdir}.read_{jax.process_index()}", "a") as file:
         file.write(f"{example.key}\n")
     return example
 
 
 if __name__ == "__main__":
-    batches._read = _recorded
-    cli.run(train.main)
+    loader._read = _recorded
+    run(command())

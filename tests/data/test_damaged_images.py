@@ -5,20 +5,20 @@ import zlib
 
 import numpy as np
 import pytest
-from numbered import NUM_IMAGES, number_in, numbered_png
-from photographs import encode, photographs
 
+from fastervit_jax.augmentation.host import TrainTransform
 from fastervit_jax.data import (
     DamagedImageError,
     EvalTransform,
     Example,
     TooMuchDamageError,
-    TrainTransform,
     decode_eval,
     eval_batches,
     train_batches,
 )
 from fastervit_jax.data.images import decode_rgb
+from tests.data.numbered import NUM_IMAGES, number_in, numbered_png
+from tests.data.photographs import encode, photographs
 
 
 def png(width, height, pixels, colour_type):

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from photographs import encode, files_of_every_kind, photographs
 
 from fastervit_jax.data import EvalTransform, decode_eval
+from tests.data.photographs import encode, files_of_every_kind, photographs
 
 
 def test_every_kind_of_file_decodes():

@@ -4,16 +4,16 @@ import itertools
 
 import numpy as np
 import pytest
-from numbered import NUM_IMAGES, number_in
 
+from fastervit_jax.augmentation.host import TrainTransform
 from fastervit_jax.data import (
     EvalTransform,
-    TrainTransform,
     eval_batches,
     open_source,
     steps_per_epoch,
     train_batches,
 )
+from tests.data.numbered import NUM_IMAGES, number_in
 
 BATCH_SIZE = 12
 STEPS_PER_EPOCH = NUM_IMAGES // BATCH_SIZE

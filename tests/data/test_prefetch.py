@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from numbered import number_in
 
-from fastervit_jax.data import TrainTransform, open_source, prefetch_to_device, train_batches
+from fastervit_jax.augmentation.host import TrainTransform
+from fastervit_jax.data import open_source, prefetch_to_device, train_batches
+from tests.data.numbered import number_in
 
 
 def test_transfers_run_ahead_and_keep_the_order():

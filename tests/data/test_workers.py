@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastervit_jax.data import TrainTransform, open_source, train_batches
+from fastervit_jax.augmentation.host import TrainTransform
+from fastervit_jax.data import open_source, train_batches
 from fastervit_jax.data.workers import StepIterator, discard, new_array
 
 

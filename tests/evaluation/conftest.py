@@ -6,10 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from fastervit_jax.weights.loading import save_model
 from fastervit_jax.data import Source
 from fastervit_jax.evaluation.task import open_task
 from fastervit_jax.models import FasterViT
+from fastervit_jax.weights.loading import save_model
 from tests.small.task import NAMES, small_task
 
 IMAGES = 53  # a prime: no batch and no number of devices divides it

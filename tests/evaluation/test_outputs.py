@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fastervit_jax.weights.loading import save_model
 from fastervit_jax.evaluation import progress
 from fastervit_jax.evaluation.report import report_html
 from fastervit_jax.evaluation.result import check_destination, predictions_csv
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_weights
+from fastervit_jax.weights.loading import save_model
 from tests.data.photographs import encode, photographs
 from tests.small.task import NAMES
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastervit_jax.weights.directory import WeightsInfo
 from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.evaluation.report import write_report
 from fastervit_jax.evaluation.run import evaluate_task, evaluate_weights
 from fastervit_jax.evaluation.task import open_task
+from fastervit_jax.weights.directory import WeightsInfo
 from tests.evaluation.browser import browser, installed
 from tests.small.task import NAME, small_task
 

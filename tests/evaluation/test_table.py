@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from fastervit_jax.weights.loading import save_model
 from fastervit_jax.evaluation.benchmarks import PUBLISHED
 from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.evaluation.table import Cell, Table, evaluate_all
+from fastervit_jax.weights.loading import save_model
 from tests.small.task import small_task
 
 

@@ -13,8 +13,7 @@ from flax import nnx
 
 from fastervit_jax import create_model, save_model
 from fastervit_jax.models import abstract_model, variant_config
-
-from .small import SMALL, small_model
+from tests.small.network import SMALL, small_model
 
 
 def test_is_the_any_res_network_of_that_size():

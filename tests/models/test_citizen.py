@@ -10,8 +10,7 @@ import pytest
 from flax import nnx
 
 import fastervit_jax
-
-from .small import small_model
+from tests.small.network import small_model
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "model.md"
 

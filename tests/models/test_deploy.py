@@ -8,8 +8,7 @@ from flax import nnx
 
 from fastervit_jax.models.deploy import Constant
 from fastervit_jax.models.layers import BatchNorm
-
-from .small import small_model
+from tests.small.network import small_model
 
 CASES = {
     "square": ("faster_vit_3_224", dict(depths=(1, 1, 2, 1), layer_scale_conv=0.7)),

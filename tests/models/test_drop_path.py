@@ -12,8 +12,7 @@ from flax import nnx
 
 from fastervit_jax.models import variant_config
 from fastervit_jax.models.layers import DropPath
-
-from .small import SMALL, small_model
+from tests.small.network import SMALL, small_model
 
 RATE = 0.5
 KEPT = 1 / (1 - RATE)

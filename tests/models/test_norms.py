@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 
 from fastervit_jax.models.layers import BatchNorm, layer_norm
-
-from .small import small_model
+from tests.small.network import small_model
 
 # One pass over float32 would lose mean² · 2⁻²⁴, half of the variance of 1 at a mean of 3000.
 CASES = [(jnp.bfloat16, 30.0), (jnp.float32, 3000.0)]

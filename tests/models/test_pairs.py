@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.models.layers import layer_norm
 from fastervit_jax.models.pairs import normalise, pair, unpair
-
-from .small import small_model
+from fastervit_jax.models.pure_model import PureModel, arrays_of
+from tests.small.network import small_model
 
 
 def test_pairs_are_neighbours():

@@ -11,8 +11,8 @@ from flax import nnx
 from scipy.special import erf
 
 from fastervit_jax.models import variant_config
-from fastervit_jax.models.transformer import Attention, Mlp
 from fastervit_jax.models.layers import DepthwiseConv3x3, lay_out
+from fastervit_jax.models.transformer import Attention, Mlp
 
 CONFIG = variant_config("faster_vit_0_224")
 WINDOWS, SIDE, IN_FRONT, WIDTH, HEADS = 3, 3, 2, 24, 4

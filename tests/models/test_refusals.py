@@ -10,8 +10,7 @@ from flax import nnx
 
 from fastervit_jax import create_model
 from fastervit_jax.models import FasterViTConfig, abstract_model, variant_config
-
-from .small import SMALL
+from tests.small.network import SMALL
 
 UNKNOWN = [
     ("faster_vit_0", {}, "Unknown model 'faster_vit_0'. Nearest: faster_vit_"),

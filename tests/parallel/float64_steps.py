@@ -15,14 +15,15 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from fastervit_jax.commands import flags as cli
+from fastervit_jax.commands.flags import define_host_flags
+from fastervit_jax.commands.flags import run as run_command
 from fastervit_jax.data import steps_per_epoch
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.pure_model import PureModel
-from fastervit_jax.training import build
-from fastervit_jax.runs.config import batch_norm_group, mixing_group, model_config
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh, place_batch
+from fastervit_jax.runs.config import batch_norm_group, mixing_group, model_config
 from fastervit_jax.runs.state import abstract_state, place_state
+from fastervit_jax.training import build
 from fastervit_jax.training.step import compile_train_step, make_train_step
 from tests.quick_compilation import QUICK_COMPILATION
 
@@ -30,7 +31,7 @@ STEPS = 8
 
 _CONFIG = config_flags.DEFINE_config_file("config", None)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where steps.npz is written.")
-_join_hosts = cli.define_host_flags()
+_join_hosts = define_host_flags()
 
 
 def _model(config) -> FasterViT:
@@ -74,4 +75,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_command(main)

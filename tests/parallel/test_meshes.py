@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fastervit_jax.models import FasterViT, variant_config
-from fastervit_jax.models.pure_model import PureModel
-from fastervit_jax.models.layers import lay_out
 from fastervit_jax.augmentation.device import AugmentationSettings
+from fastervit_jax.models import FasterViT, variant_config
+from fastervit_jax.models.layers import lay_out
+from fastervit_jax.models.pure_model import PureModel
 from fastervit_jax.parallel.mesh import make_mesh, place_batch
-from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.parallel.partition import gather_in_loops
 from fastervit_jax.runs.state import abstract_state, place_state
+from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 from tests.quick_compilation import QUICK_COMPILATION
 
@@ -81,7 +81,7 @@ def run(
         settings = StepSettings(
             seed=3,
             augmentation=augmentation,
-            average_decay=0.9,
+            ema_decay=0.9,
             mesa_weight=0.1,
             mesa_start=1,
             accumulate=accumulate,

@@ -9,8 +9,8 @@ from fastervit_jax.analysis import hlo
 from fastervit_jax.models import variant_config
 from fastervit_jax.models.fastervit import abstract_model
 from fastervit_jax.parallel.mesh import make_mesh
-from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.runs.state import abstract_state
+from fastervit_jax.training.optimizers import make_optimizer
 from tests.parallel.test_meshes import run
 
 
@@ -19,7 +19,7 @@ def _share(name: str, optimizer: str, fsdp: int) -> float:
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:fsdp])
     optimizer = make_optimizer(optimizer, learning_rate=1e-3, weight_decay=0.1)
     state = abstract_state(abstract_model(variant_config(name)), optimizer, mesh)
-    leaves = jax.tree.leaves((state.params, state.optimizer, state.average))
+    leaves = jax.tree.leaves((state.params, state.optimizer, state.ema))
     held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
     return held / sum(leaf.size for leaf in leaves)
 

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from fastervit_jax.training.reporting import read_metrics
 from fastervit_jax.runs.workdir import load_trained
+from fastervit_jax.training.reporting import read_metrics
 from tests.parallel.hosts import start
 from tests.small.run import FLAGS, ROOT, as_flags
 

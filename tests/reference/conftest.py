@@ -3,7 +3,8 @@
 import importlib.util
 
 import pytest
-from freed_memory import give_memory_back
+
+from tests.reference.freed_memory import give_memory_back
 
 collect_ignore_glob = []
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from flax import nnx
 
-from fastervit_jax.weights.names import from_torch_layout, torch_name
 from fastervit_jax.models import VARIANTS, FasterViT, abstract_model, variant_config
+from fastervit_jax.weights.names import from_torch_layout, torch_name
 from tests.quick_compilation import quick_jit
 
 DERIVED = ("relative_coords_table", "relative_position_index", "relative_bias")

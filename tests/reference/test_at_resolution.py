@@ -4,7 +4,8 @@ import functools
 
 import pytest
 import torch
-from official import (
+
+from tests.reference.official import (
     DERIVED,
     images,
     largest_difference,

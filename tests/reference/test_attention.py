@@ -1,10 +1,10 @@
-"""The attention weights that `fastervit_jax.commands.visualize` shows are the official network's."""
+"""The attention weights that `commands.visualize` shows are the official network's."""
 
 import numpy as np
 import torch
-from official import images, official_model, our_model, to_torch
 
 from fastervit_jax.commands.visualize import attention_weights
+from tests.reference.official import images, official_model, our_model, to_torch
 
 SMALL = dict(dim=16, in_dim=8, depths=(0, 0, 2, 1), num_classes=20, window_size=(4, 4, 4, 4))
 

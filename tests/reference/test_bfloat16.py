@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from official import (
+
+from tests.reference.official import (
     images,
     largest_difference,
     official_model,

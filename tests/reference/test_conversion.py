@@ -10,16 +10,16 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from official import images, largest_difference, our_outputs, randomise, to_torch
 
 from fastervit_jax import create_model, save_model
-from fastervit_jax.weights.convert import convert_checkpoint, export_to_torch
-from fastervit_jax.weights.names import from_torch_layout, torch_name
-from fastervit_jax.weights.torch_files import read_torch_checkpoint
-from fastervit_jax.weights.to_torch import state_to_torch
+from fastervit_jax.data.preprocessing import default_preprocessing
 from fastervit_jax.models import VARIANTS
 from fastervit_jax.models.pure_model import arrays_of
-from fastervit_jax.data.preprocessing import default_preprocessing
+from fastervit_jax.weights.convert import convert_checkpoint, export_to_torch
+from fastervit_jax.weights.names import from_torch_layout, torch_name
+from fastervit_jax.weights.to_torch import state_to_torch
+from fastervit_jax.weights.torch_files import read_torch_checkpoint
+from tests.reference.official import images, largest_difference, our_outputs, randomise, to_torch
 
 SMALL = dict(dim=16, in_dim=8, depths=(1, 1, 1, 1), num_classes=10)
 NAME = "faster_vit_3_224"
@@ -145,7 +145,7 @@ def test_training_checkpoints_plain_and_averaged(training_checkpoint, tmp_path):
     file, plain, averaged = training_checkpoint
     lines = []
     convert_checkpoint(NAME, file, tmp_path / "plain", say=lines.append, compare=False, **SMALL)
-    assert any("also holds a moving average" in line for line in lines)
+    assert any("also holds an EMA" in line for line in lines)
     assert not any("Stored coordinates" in line for line in lines)
     assert_holds(create_model(NAME, weights=tmp_path / "plain"), plain)
 
@@ -166,7 +166,7 @@ def open_source_of(directory):
 
 def test_no_average_to_take(state, file):
     torch.save({"state_dict": state, "epoch": 3}, file)
-    with pytest.raises(ValueError, match="no moving average: its keys are state_dict, epoch"):
+    with pytest.raises(ValueError, match="no EMA: its keys are state_dict, epoch"):
         convert_checkpoint(NAME, file, file.parent / "out", ema=True, **SMALL)
 
 

@@ -12,17 +12,17 @@ import numpy as np
 import optax
 import pytest
 import torch
-from official import images, largest_difference, our_outputs, to_torch
 
 from fastervit_jax import create_model
-from fastervit_jax.weights.convert import export_to_torch
-from fastervit_jax.weights.names import torch_name
-from fastervit_jax.weights.torch_files import read_torch_checkpoint
 from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.runs.checkpoints import Checkpoints
 from fastervit_jax.runs.config import default_config, model_config
 from fastervit_jax.runs.state import new_state
 from fastervit_jax.runs.workdir import save_config
+from fastervit_jax.weights.convert import export_to_torch
+from fastervit_jax.weights.names import torch_name
+from fastervit_jax.weights.torch_files import read_torch_checkpoint
+from tests.reference.official import images, largest_difference, our_outputs, to_torch
 from tests.small.weights import arrays, random_model
 
 ROOT = Path(__file__).parents[2]

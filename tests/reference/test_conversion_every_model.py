@@ -16,10 +16,10 @@ import fastervit.models.faster_vit
 import fastervit.models.faster_vit_any_res
 import pytest
 import torch
-from freed_memory import give_memory_back
-from official import randomise
 
 from fastervit_jax import list_models
+from tests.reference.freed_memory import give_memory_back
+from tests.reference.official import randomise
 
 ROOT = Path(__file__).parents[2]
 ANY_RES = {

@@ -15,11 +15,11 @@ import safetensors.torch
 import torch
 
 from fastervit_jax import create_model
-from fastervit_jax.weights.names import to_torch_layout, torch_name
-from fastervit_jax.weights.torch_files import read_torch_checkpoint
-from fastervit_jax.weights.to_torch import state_to_torch
 from fastervit_jax.models import abstract_model, variant_config
 from fastervit_jax.models.pure_model import arrays_of
+from fastervit_jax.weights.names import to_torch_layout, torch_name
+from fastervit_jax.weights.to_torch import state_to_torch
+from fastervit_jax.weights.torch_files import read_torch_checkpoint
 from tests.small.weights import SMALL, arrays, random_model
 
 NAME = "faster_vit_3_224"

@@ -1,9 +1,7 @@
 """Evaluation images against timm's own transform: every pixel."""
 
 import io
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +9,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from fastervit_jax.data import decode_eval
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-from photographs import files_of_every_kind
+from tests.data.photographs import files_of_every_kind
 
 # The official models' settings (REFERENCE.md §3), and heights that differ from widths.
 SETTINGS = [

@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from official import official_model, our_model, to_torch
 from timm.data import RealLabelsImagenet, create_dataset, create_loader
 from timm.utils import accuracy
 
-from fastervit_jax.weights.loading import describe
 from fastervit_jax.data import EvalTransform, Example
+from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from fastervit_jax.evaluation.evaluator import Evaluation, Predictions
 from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R, imagenet_1k
 from fastervit_jax.evaluation.real_labels import RealLabels, judged_by
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_task
 from fastervit_jax.evaluation.task import open_task
-from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from fastervit_jax.weights.loading import describe
 from tests.data.photographs import encode
 from tests.evaluation.photo_folders import pieces
+from tests.reference.official import official_model, our_model, to_torch
 
 NAME = "faster_vit_0_224"
 SMALL = dict(dim=16, in_dim=8, depths=(1, 1, 2, 2), resolution=128, window_size=(4, 4, 4, 4))

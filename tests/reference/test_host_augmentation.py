@@ -1,8 +1,6 @@
 """The host's training images against timm 0.9.16: every pixel."""
 
 import io
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,17 +9,14 @@ from timm.data import auto_augment, create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision_functional
 
-from fastervit_jax.data import TrainTransform
+from fastervit_jax.augmentation.host import CropBox, TrainTransform, crop_and_resize, draw_crop_box
 from fastervit_jax.augmentation.operations import GEOMETRIC, Operation, apply_operation
 from fastervit_jax.augmentation.rand_augment import (
     FIFTEEN,
     operation_argument,
     parse_rand_augment,
 )
-from fastervit_jax.augmentation.host import CropBox, crop_and_resize, draw_crop_box
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-from photographs import encode, photographs
+from tests.data.photographs import encode, photographs
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 TIMM_FILL = (124, 116, 104)

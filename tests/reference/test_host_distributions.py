@@ -7,8 +7,6 @@ also made with a wrong distribution planted, and must notice it.
 import collections
 import math
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +16,10 @@ from scipy import stats
 from timm.data import auto_augment, create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from fastervit_jax.data import TrainTransform
+from fastervit_jax.augmentation.host import TrainTransform, draw_crop_box
 from fastervit_jax.augmentation.operations import GEOMETRIC, Operation
 from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
-from fastervit_jax.augmentation.host import draw_crop_box
-
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-from photographs import encode
+from tests.data.photographs import encode
 
 RECIPE = "rand-m9-mstd0.5-inc1"
 DRAWS = 20_000

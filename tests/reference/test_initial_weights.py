@@ -7,9 +7,9 @@ import torch
 from flax import nnx
 from scipy import stats
 
-from fastervit_jax.weights.names import from_torch_layout, torch_name
 from fastervit_jax.models import VARIANTS, FasterViT, variant_config
 from fastervit_jax.models.pure_model import flatten
+from fastervit_jax.weights.names import from_torch_layout, torch_name
 from tests.quick_compilation import quick_jit
 
 NAME = "faster_vit_3_224"

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from official import images, largest_difference, official_model, our_model
 
 from fastervit_jax.models.pure_model import flatten, unflatten
+from tests.reference.official import images, largest_difference, official_model, our_model
 
 LEAST = 1e-3
 SMALL = dict(dim=16, in_dim=8, depths=(1, 1, 2, 1), num_classes=20, window_size=(4, 4, 4, 4))

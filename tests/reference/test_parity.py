@@ -4,7 +4,8 @@
 """
 
 import pytest
-from official import (
+
+from tests.reference.official import (
     images,
     largest_difference,
     official_model,

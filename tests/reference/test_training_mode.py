@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from official import (
+
+from fastervit_jax.models.pure_model import flatten
+from fastervit_jax.weights.names import from_torch_layout, torch_name
+from tests.quick_compilation import quick_jit
+from tests.reference.official import (
     images,
     largest_difference,
     official_model,
     our_model,
     to_torch,
 )
-
-from fastervit_jax.weights.names import from_torch_layout, torch_name
-from fastervit_jax.models.pure_model import flatten
-from tests.quick_compilation import quick_jit
 
 SMALL = dict(dim=16, in_dim=8, depths=(1, 0, 2, 1), num_classes=20, drop_path_rate=0.0)
 CASES = {

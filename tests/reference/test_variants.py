@@ -5,10 +5,10 @@ import fastervit.models.faster_vit_any_res
 import pytest
 import timm.layers
 import torch
-from official import DERIVED, flat_state
 
-from fastervit_jax.weights.names import TOKENIZER_COPY, torch_name
 from fastervit_jax.models import VARIANTS, abstract_model, variant_config
+from fastervit_jax.weights.names import TOKENIZER_COPY, torch_name
+from tests.reference.official import DERIVED, flat_state
 
 
 @pytest.fixture

@@ -9,24 +9,24 @@ import copy
 import json
 import sys
 
-import conftest  # noqa: F401  (lets torchvision be imported)
 import jax
 import jax.numpy as jnp
 import numpy as np
-import official
 import optax
 import torch
 
-from fastervit_jax.weights.names import from_torch_layout, torch_name
+import tests.reference.conftest  # noqa: F401  (lets torchvision be imported)
+from fastervit_jax.augmentation.device import AugmentationSettings, normalize
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.pure_model import PureModel, arrays_of
-from fastervit_jax.augmentation.device import AugmentationSettings, normalize
-from fastervit_jax.training.losses import smooth_one_hot
 from fastervit_jax.parallel.mesh import make_mesh, place_batch
-from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.runs.state import new_state
+from fastervit_jax.training.losses import smooth_one_hot
+from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, make_train_step
+from fastervit_jax.weights.names import from_torch_layout, torch_name
 from tests.quick_compilation import quick_jit
+from tests.reference import official
 
 NAME = "faster_vit_0_224"
 # Layer scale without propagation, which the official code does in float32 whatever its type.
@@ -133,7 +133,7 @@ def _parameters(model: torch.nn.Module):
 def _our_steps(model: FasterViT, batches: list, dtype: str):
     settings = StepSettings(
         seed=0,
-        average_decay=0.9,
+        ema_decay=0.9,
         augmentation=AugmentationSettings(
             num_classes=CLASSES,
             group_size=BATCH,

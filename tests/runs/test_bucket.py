@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from tests.training import tiny_run
 from tests.runs.bucket_server import bucket_server
+from tests.small import killed_run as tiny_run
 
 pytestmark = pytest.mark.slow
 

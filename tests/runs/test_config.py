@@ -36,7 +36,7 @@ def test_default_config_is_usable():
         ("crop.scale", (0.5, 1.5), "at most 1"),
         ("crop.ratio", (2.0, 1.0), "a pair"),
         ("flip", 1.5, "probability"),
-        ("average_decay", 1.0, "below 1"),
+        ("ema_decay", 1.0, "below 1"),
         ("optimizer.name", "adam", "adamw or lamb"),
         ("optimizer.learning_rate", -1.0, "0 or more"),
         ("optimizer.warmup_epochs", 400.0, "config.epochs"),

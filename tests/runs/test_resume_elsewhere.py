@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.training import tiny_run
+from tests.small import killed_run as tiny_run
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 """The smallest run with the whole recipe on, as commands that can be killed.
 
 Forty pictures, eight images a step in two parts; mixing, erasing, RandAugment, drop path,
-MESA and the moving average are on. Compiled programs are kept, so that a restart takes seconds.
+MESA and the EMA are on. Compiled programs are kept, so that a restart takes seconds.
 (Not those of several processes, which JAX compiles anew.)
 """
 
@@ -36,7 +36,7 @@ FLAGS = {
     "cooldown_epochs": 0,
     "optimizer.warmup_epochs": 1.0,
     "mesa.start": 0.1,
-    "average_decay": 0.9,
+    "ema_decay": 0.9,
     "evaluation.batch_size": 8,
     "checkpoint.every_steps": 2,
     "log_every_steps": 1,

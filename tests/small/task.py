@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fastervit_jax.weights.loading import describe
 from fastervit_jax.data import EvalTransform
-from fastervit_jax.models import FasterViT
 from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from fastervit_jax.models import FasterViT
+from fastervit_jax.weights.loading import describe
 from tests.data.photographs import encode
 from tests.evaluation.photo_folders import pieces
-from tests.small.network import small_model
 from tests.quick_compilation import quick_jit
+from tests.small.network import small_model
 
 NAME = "faster_vit_0_224"
 NAMES = tuple(f"class {letter}" for letter in "ABCDEFGHIJKL")

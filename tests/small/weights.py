@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fastervit_jax.weights.loading import describe
 from fastervit_jax.models import FasterViT, abstract_model, variant_config
 from fastervit_jax.models.pure_model import arrays_of, unflatten
+from fastervit_jax.weights.loading import describe
 
 SMALL = dict(dim=16, in_dim=8, depths=(1, 1, 2, 2), num_classes=10)
 """Options of a network that loads at once, with all that the large ones have."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.training import tiny_run
+from tests.small import killed_run as tiny_run
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import tiny_run
+from tests.small import killed_run as tiny_run
 
 pytestmark = pytest.mark.slow
 

@@ -5,12 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastervit_jax.training.losses import (
-    mesa_divergence,
-    smooth_one_hot,
-    soft_target_cross_entropy,
-    top_k_correct,
-)
+from fastervit_jax.augmentation.mixing import smooth_one_hot
+from fastervit_jax.training.losses import mesa_divergence, soft_target_cross_entropy
 
 
 def log_softmax(x):
@@ -50,20 +46,6 @@ def test_cross_entropy(logits, targets):
     np.testing.assert_allclose(
         soft_target_cross_entropy(jnp.array(logits), jnp.array(targets)), expected.mean(), rtol=1e-6
     )
-    weights = np.array([1, 0, 2, 0, 1, 1], np.float32)
-    np.testing.assert_allclose(
-        soft_target_cross_entropy(jnp.array(logits), jnp.array(targets), jnp.array(weights)),
-        (expected * weights).sum() / 5,
-        rtol=1e-6,
-    )
-
-
-def test_weightless_examples_do_not_count_whatever_they_hold(logits, targets):
-    logits[1] = np.nan
-    weights = jnp.array([1.0, 0, 1, 1, 1, 1])
-    assert np.isfinite(soft_target_cross_entropy(jnp.array(logits), jnp.array(targets), weights))
-    nothing = soft_target_cross_entropy(jnp.array(logits), jnp.array(targets), jnp.zeros(6))
-    assert nothing == 0
 
 
 def test_bfloat16_logits_are_worked_on_in_float32(logits, targets):
@@ -90,24 +72,6 @@ def test_mesa_divergence_and_its_gradient(logits):
     assert not np.asarray(teacher_gradient).any()
 
 
-def test_top_k_correct_counts():
-    logits = jnp.array([[0.0, 1, 2], [2, 2, 2], [3, 1, 2], [jnp.nan, 1, 0], [5, 0, 1]])
-    labels = jnp.array([1, 1, 0, 1, 7])
-    # Ranks from 0: 1, 1 (equal logits rank by class), 0, and never for NaN and unknown classes.
-    assert [float(n) for n in top_k_correct(logits, labels, (1, 2, 5))] == [1, 3, 3]
-    weights = jnp.array([1.0, 0, 0.5, 1, 1])
-    assert [float(n) for n in top_k_correct(logits, labels, (1, 2), weights)] == [0.5, 1.5]
-
-
-def test_top_k_correct_agrees_with_a_sort():
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(500, 20)), rng.integers(0, 20, 500)
-    order = np.argsort(-logits, axis=1)
-    expected = [(order[:, :k] == labels[:, None]).any(1).sum() for k in (1, 5)]
-    got = top_k_correct(jnp.array(logits), jnp.array(labels))
-    assert [float(n) for n in got] == expected
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -117,10 +81,8 @@ def test_top_k_correct_agrees_with_a_sort():
         (lambda: smooth_one_hot(jnp.array([0]), 3, -0.1), "at least 0"),
         (lambda: smooth_one_hot(jnp.array([0]), 0), "num_classes"),
         (lambda: soft_target_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((2, 4))), "same|both"),
-        (lambda: soft_target_cross_entropy(*[jnp.ones((2, 3))] * 2, jnp.ones(3)), "Weights"),
         (lambda: mesa_divergence(jnp.zeros((2, 3)), jnp.zeros((1, 3))), "both have the shape"),
         (lambda: mesa_divergence(*[jnp.zeros((2, 3))] * 2, temperature=0), "temperature"),
-        (lambda: top_k_correct(jnp.zeros((2, 3)), jnp.zeros(3, int)), r"labels of shape \[N\]"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):

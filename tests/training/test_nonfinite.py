@@ -12,7 +12,7 @@ from fastervit_jax.data.order import example_index
 from fastervit_jax.training import loop, step
 from fastervit_jax.training.loop import train
 from fastervit_jax.training.nonfinite import BatchPlace, SkippedSteps, TooManySkippedError
-from tests.training import tiny_run
+from tests.small import killed_run as tiny_run
 from tests.small.run import recipe
 
 

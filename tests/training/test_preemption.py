@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.training import tiny_run
+from tests.small import killed_run as tiny_run
 
 ASK = """
 import sys, time

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.models.layers import BatchNorm
+from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.training.finetuning import (
     check_frozen,
     is_frozen,

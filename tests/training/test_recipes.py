@@ -7,10 +7,10 @@ from flax import nnx
 
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.pure_model import PureModel
-from fastervit_jax.training import build
-from fastervit_jax.runs.config import check_config, mixing_group, model_config
 from fastervit_jax.parallel.mesh import make_mesh
+from fastervit_jax.runs.config import check_config, mixing_group, model_config
 from fastervit_jax.runs.state import abstract_state
+from fastervit_jax.training import build
 from fastervit_jax.training.step import make_train_step
 from tests.small.run import ROOT
 from tests.small.run import recipe as read_recipe

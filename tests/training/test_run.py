@@ -12,8 +12,8 @@ from PIL import Image
 
 from fastervit_jax.data.sources.digits import write_digits
 from fastervit_jax.models.pure_model import arrays_of
-from fastervit_jax.training.reporting import read_metrics
 from fastervit_jax.runs.workdir import load_trained
+from fastervit_jax.training.reporting import read_metrics
 from tests.small.run import FLAGS, ROOT, as_flags
 
 
@@ -76,7 +76,7 @@ def test_evaluation_of_the_checkpoint_is_that_of_training(run):
 def test_same_command_twice_is_the_same_run_bit_for_bit(run):
     root, _ = run
     _train(root / "second", root / "data")
-    first, second = (load_trained(root / name, average=False) for name in ("first", "second"))
+    first, second = (load_trained(root / name, ema=False) for name in ("first", "second"))
     for name in ("first", "second"):
         records = [r for r in read_metrics(root / name) if "loss" in r]
         assert records
@@ -126,7 +126,7 @@ def test_fine_tuning_to_some_classes_with_frozen_stages(run):
     )
     assert "New, with initial values (2): head.bias, head.kernel." in output
     before = load_trained(root / "first")
-    after = [load_trained(root / "tuned", average=average) for average in (False, True)]
+    after = [load_trained(root / "tuned", ema=average) for average in (False, True)]
     assert after[0].class_names == ("5", "6", "7", "8", "9")
     for tuned in after:
         for a, b in zip(arrays_of(before.model), arrays_of(tuned.model), strict=True):

@@ -10,12 +10,12 @@ import optax
 import pytest
 from flax import nnx
 
+from fastervit_jax.augmentation.device import AugmentationSettings
 from fastervit_jax.models import FasterViT, variant_config
 from fastervit_jax.models.pure_model import PureModel, arrays_of
-from fastervit_jax.augmentation.device import AugmentationSettings
 from fastervit_jax.parallel.mesh import make_mesh, place_batch
-from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.runs.state import abstract_state, new_state, place_state
+from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import (
     MESA_FACTOR,
     StepSettings,
@@ -38,7 +38,7 @@ NETWORK = variant_config(
 )
 SETTINGS = StepSettings(
     seed=3,
-    average_decay=0.9,
+    ema_decay=0.9,
     augmentation=AugmentationSettings(num_classes=5, group_size=2, erasing_probability=0.5),
 )
 # SGD, because Adam turns the rounding noise of gradients that are truly zero into whole steps.
@@ -127,7 +127,7 @@ def _assert_same_run(run, other):
 def test_state_is_split_on_the_mesh():
     state = place_state(small_network(), OPTIMIZER, make_mesh(data=2, fsdp=4))
     held = total = 0
-    for array in jax.tree.leaves((state.params, state.optimizer, state.average)):
+    for array in jax.tree.leaves((state.params, state.optimizer, state.ema)):
         total += array.size
         held += array.addressable_shards[0].data.size
     assert held / total == pytest.approx(1 / 4, rel=0.05)
@@ -140,13 +140,13 @@ def _step_on_one_device(state, **changes):
 
 
 def _state(step: int, *, average_scale: float = 1.0):
-    """A state after some steps, the moving average's head scaled."""
+    """A state after some steps, the EMA's head scaled."""
     state = place_state(small_network(), OPTIMIZER, make_mesh(devices=jax.devices()[:1]))
     average = {
         name: array * (average_scale if name.startswith("head.kernel") else 1)
-        for name, array in state.average.items()
+        for name, array in state.ema.items()
     }
-    return dataclasses.replace(state, average=average, step=jnp.full_like(state.step, step))
+    return dataclasses.replace(state, ema=average, step=jnp.full_like(state.step, step))
 
 
 def test_mesa_adds_its_divergence_from_its_start_on():
@@ -183,7 +183,7 @@ def test_step_against_its_definition():
     network = variant_config("faster_vit_0_224", **{**_options(), "drop_path_rate": 0.0})
     settings = StepSettings(
         seed=0,
-        average_decay=0.9,
+        ema_decay=0.9,
         augmentation=AugmentationSettings(
             num_classes=5,
             group_size=16,

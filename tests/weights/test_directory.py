@@ -39,13 +39,13 @@ def test_a_model_comes_back_with_its_classes(model, saved):
 
 
 def test_a_model_saves_itself(model, tmp_path):
-    model.save(tmp_path / "saved", class_names=CLASSES)
+    save_model(model, tmp_path / "saved", class_names=CLASSES)
     again = create_model("faster_vit_3_224", weights=tmp_path / "saved")
     assert_same(model, again)
     assert again.class_names == CLASSES
     with pytest.raises(FileExistsError, match="saved"):
-        model.save(tmp_path / "saved")
-    model.save(tmp_path / "saved", overwrite=True)
+        save_model(model, tmp_path / "saved")
+    save_model(model, tmp_path / "saved", overwrite=True)
 
 
 def test_class_names_survive_split_and_merge(saved):

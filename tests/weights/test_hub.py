@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fastervit_jax import create_model
-from fastervit_jax.weights import hub as library
 from fastervit_jax.models import VARIANTS
-from tests.weights.hub_server import Hub
+from fastervit_jax.weights import hub as library
 from tests.small.weights import SMALL, arrays, assert_same, random_model
+from tests.weights.hub_server import Hub
 
 torch = pytest.importorskip("torch")
 constants = pytest.importorskip("huggingface_hub.constants")

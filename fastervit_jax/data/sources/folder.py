@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from fastervit_jax.data.sources.source import Example
 from fastervit_jax.data.paths import is_remote
+from fastervit_jax.data.sources.source import Example
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Names of splits. A folder of nothing else is the parent of the one that was meant.

@@ -1,10 +1,4 @@
-"""Where images come from: encoded bytes with a label, by number.
-
-`open_source` reads two kinds of data set, neither of which needs TensorFlow at run time:
-
-- `folder:PATH`, a folder a class, as ImageNet's `train` and `val` are usually unpacked;
-- `tfds:NAME[/CONFIG[:VERSION]]@SPLIT`, a TFDS set prepared as array_record.
-"""
+"""What a data set is to this package: encoded images with labels, by number."""
 
 from typing import NamedTuple, Protocol
 
@@ -39,42 +33,6 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
-
-
-def open_source(spec: str, *, data_dir: str | None = None) -> Source:
-    """Opens the data set that `spec` names.
-
-    Args:
-      spec: `folder:PATH` or `tfds:NAME[/CONFIG[:VERSION]]@SPLIT`; a split may be a slice such as
-        `train[:99%]`. Paths may be remote (`gs://…`). `digits:train` and `digits:validation` are
-        scikit-learn's digits, written once as folders below `data_dir`.
-      data_dir: for TFDS, the directory that holds the prepared sets; by default the environment's
-        `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. For the digits, by default the user's cache.
-
-    Raises:
-      ValueError: the specification, or what it points to, is not usable; the message says what to
-        do about it.
-    """
-    kind, separator, rest = spec.partition(":")
-    if separator and rest and kind == "folder":
-        from fastervit_jax.data.sources.folder import FolderSource
-
-        return FolderSource(rest)
-    if kind == "digits" and rest in ("train", "validation"):
-        from fastervit_jax.data.sources.digits import default_root, write_digits
-        from fastervit_jax.data.sources.folder import FolderSource
-
-        root = default_root(data_dir)
-        write_digits(root)
-        return FolderSource(f"{root}/{rest}")
-    if separator and rest and kind == "tfds":
-        from fastervit_jax.data.sources.tfds import TfdsSource
-
-        return TfdsSource(rest, data_dir=data_dir)
-    raise ValueError(
-        f"Cannot read the data set {spec!r}: write folder:PATH, or "
-        "tfds:NAME[/CONFIG[:VERSION]]@SPLIT such as tfds:imagenet2012@validation."
-    )
 
 
 def check_same_classes(train: Source, validation: Source) -> None:

@@ -82,7 +82,12 @@ def test_a_missing_scikit_learn_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_the_command(tmp_path):
-    command = [sys.executable, "-m", "fastervit_jax.data.sources.digits", f"--output={tmp_path}/new/digits"]
+    command = [
+        sys.executable,
+        "-m",
+        "fastervit_jax.data.sources.digits",
+        f"--output={tmp_path}/new/digits",
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     assert f"folder:{tmp_path}/new/digits/train" in done.stdout
     assert len(open_source(f"folder:{tmp_path}/new/digits/train")) == 1438

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from etils import epath
-from numbered import numbered_png
 
 from fastervit_jax.data import check_same_classes, open_source
+from tests.data.numbered import numbered_png
 
 
 def make_folder(root, files):

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from imagenet_fixture import (
+
+from fastervit_jax.augmentation.host import TrainTransform
+from fastervit_jax.data import open_source, train_batches
+from fastervit_jax.data.images import decode_rgb
+from fastervit_jax.training.reporting import read_metrics
+from tests.data.imagenet_fixture import (
     CLASSES,
     CMYK_FILE,
     NUM_VALIDATION,
@@ -23,13 +28,9 @@ from imagenet_fixture import (
     validation_files,
     write_archives,
 )
-
-from fastervit_jax.data import TrainTransform, open_source, train_batches
-from fastervit_jax.data.images import decode_rgb
-from fastervit_jax.training.reporting import read_metrics
 from tests.parallel.hosts import start
 
-DOCS = Path(__file__).parents[2] / "docs" / "data.md"
+DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 PYTHON = os.environ.get("FASTERVIT_PREPARE_PYTHON", sys.executable)
 
 

@@ -10,9 +10,9 @@ import textwrap
 
 import numpy as np
 import pytest
-from imagenet_fixture import CLASSES, prepare_photographs, train_files, validation_files
 
 from fastervit_jax.data import EvalTransform, eval_batches, open_source, train_batches
+from tests.data.imagenet_fixture import CLASSES, prepare_photographs, train_files, validation_files
 
 SPEC = "tfds:photographs@train"
 
@@ -205,7 +205,7 @@ def test_a_set_of_many_files_raises_the_limit_of_open_files(data_dir):
     """Under a soft limit that its files exceed; a hard limit below them is explained."""
     code = f"""
 import resource
-from fastervit_jax.data import tfds_source
+from fastervit_jax.data.sources import tfds as tfds_source
 resource.setrlimit(resource.RLIMIT_NOFILE, (250, 400))
 tfds_source.TfdsSource("photographs@train", data_dir="{data_dir}")[0]
 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (257, 400)

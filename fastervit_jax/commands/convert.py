@@ -1,0 +1,69 @@
+"""Converts official FasterViT weights to ours, and ours to the official format.
+
+fastervit convert --model=NAME --checkpoint=FILE.pth.tar --output=DIR
+fastervit convert --model=NAME --weights=DIR --to_torch=FILE.pth.tar
+"""
+
+from collections.abc import Callable
+
+from absl import flags
+
+from fastervit_jax.commands.flags import define_model_flags
+from fastervit_jax.weights.convert import convert_checkpoint, export_to_torch
+
+
+def command() -> Callable[[list[str]], None]:
+    """Defines the flags of `fastervit convert`, and returns what runs it."""
+    model = flags.DEFINE_string("model", None, "Official model name, such as faster_vit_0_224.")
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", None, "The torch or safetensors file to convert."
+    )
+    output = flags.DEFINE_string("output", None, "The directory to write.")
+    weights = flags.DEFINE_string(
+        "weights",
+        None,
+        "What to convert back: a converted directory, or train.py's work directory.",
+    )
+    to_torch = flags.DEFINE_string("to_torch", None, "The torch file to write.")
+    ema = flags.DEFINE_bool("ema", False, "Take the EMA of the weights.")
+    overwrite = flags.DEFINE_bool("overwrite", False, "Replace what stands at the output.")
+    model_options = define_model_flags()
+
+    def main(_) -> None:
+        options = model_options()
+        inwards = {"--checkpoint": checkpoint.value, "--output": output.value}
+        outwards = {"--weights": weights.value, "--to_torch": to_torch.value}
+        if all(inwards.values()) and not any(outwards.values()):
+            if not model.value:
+                raise ValueError(
+                    "--model is missing: an official file does not say which model it is."
+                )
+            convert_checkpoint(
+                model.value,
+                checkpoint.value,
+                output.value,
+                ema=ema.value,
+                overwrite=overwrite.value,
+                progress=True,
+                **options,
+            )
+        elif all(outwards.values()) and not any(inwards.values()):
+            if options:
+                raise ValueError(
+                    f"--{min(options)} has no meaning here: weights are written as saved."
+                )
+            export_to_torch(
+                model.value,
+                weights.value,
+                to_torch.value,
+                ema=ema.value,
+                overwrite=overwrite.value,
+                progress=True,
+            )
+        else:
+            raise ValueError(
+                "Give --checkpoint and --output to convert an official file, or --weights and "
+                "--to_torch to write one."
+            )
+
+    return main

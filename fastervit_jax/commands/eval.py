@@ -1,0 +1,177 @@
+"""Evaluates a FasterViT: fastervit eval --weights=PATH [--model=NAME] --dataset=SPEC.
+
+The last line of standard output is one JSON object: images, top1, top5 (0 to 1), loss and more.
+With --all it fills the published table: fastervit eval --all --weights_dir=DIR --data_dir=DIR.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import cast
+
+import jax
+from absl import flags
+
+from fastervit_jax.commands.flags import define_host_flags, define_model_flags, print_result
+from fastervit_jax.data.paths import write_whole
+from fastervit_jax.data.preprocessing import CropMode
+from fastervit_jax.evaluation.report import check_report_directory, write_report
+from fastervit_jax.evaluation.result import check_destination, details_json, predictions_csv
+from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_weights
+from fastervit_jax.evaluation.table import evaluate_all
+
+
+def command() -> Callable[[list[str]], None]:
+    """Defines the flags of `fastervit eval`, and returns what runs it."""
+    model = flags.DEFINE_string(
+        "model", None, "Model name; may be left out where the weights say what they are."
+    )
+    weights = flags.DEFINE_string(
+        "weights",
+        None,
+        "A converted directory, an official torch file, or a work directory of train.py.",
+    )
+    dataset = flags.DEFINE_multi_string(
+        "dataset",
+        [],
+        "What to evaluate on: a benchmark that TFDS has prepared (imagenet, imagenet-a, "
+        "imagenet-r, imagenet-v2, imagenet-real, imagenet-sketch), BENCHMARK:folder:PATH with "
+        "class identifiers as folder names, folder:PATH, or "
+        "tfds:NAME[/CONFIG[:VERSION]]@SPLIT. Default for a work directory: its validation set. "
+        "With --all it can be given several times.",
+    )
+    data_dir = flags.DEFINE_string("data_dir", None, "Where TFDS sets are prepared.")
+    real_labels = flags.DEFINE_string(
+        "real_labels", None, "real.json, for --dataset=imagenet-real:folder:PATH."
+    )
+    crop_mode = flags.DEFINE_enum(
+        "crop_mode", None, ["center", "squash"], "By default the model's or the benchmark's own."
+    )
+    crop_fraction = flags.DEFINE_float(
+        "crop_fraction", None, "By default the model's or the benchmark's own."
+    )
+    batch_size = flags.DEFINE_integer("batch_size", 128, "Images a step.", lower_bound=1)
+    num_workers = flags.DEFINE_integer("num_workers", 0, "Processes that decode.", lower_bound=0)
+    dtype = flags.DEFINE_enum(
+        "dtype",
+        None,
+        ["float32", "bfloat16"],
+        "Type of the computation; by default a work directory's own, else float32.",
+    )
+    deploy = flags.DEFINE_bool("deploy", False, "Evaluate the folded network of model.deploy().")
+    ema = flags.DEFINE_bool(
+        "ema",
+        None,
+        "Evaluate the EMA of the weights. Default: yes for a work directory, no otherwise.",
+    )
+    json_file = flags.DEFINE_string(
+        "json", None, "File for the result, with every class, confused pairs and calibration."
+    )
+    predictions = flags.DEFINE_string(
+        "predictions", None, "CSV file for every image's file, label and best answers."
+    )
+    report = flags.DEFINE_string("report", None, "Directory for report.html.")
+    fill_all = flags.DEFINE_bool("all", False, "Fill the published table.")
+    weights_dir = flags.DEFINE_string(
+        "weights_dir", None, "Where --all looks for converted weights."
+    )
+    markdown = flags.DEFINE_string("markdown", None, "File for the table of --all.")
+    model_options = define_model_flags()
+    join_hosts = define_host_flags()
+
+    def main(_) -> None:
+        check_destination("--json", json_file.value)
+        join_hosts()
+        options = EvaluationOptions(
+            batch_size=batch_size.value,
+            num_workers=num_workers.value,
+            crop_mode=cast(CropMode | None, crop_mode.value),
+            crop_fraction=crop_fraction.value,
+            deploy=deploy.value,
+            say=_say,
+        )
+        if fill_all.value:
+            fill_table(options)
+        else:
+            evaluate_one(options)
+
+    def evaluate_one(options) -> None:
+        if not weights.value:
+            raise ValueError(
+                "--weights is missing: name a converted directory, file or work directory."
+            )
+        if weights_dir.value or markdown.value:
+            raise ValueError("--weights_dir and --markdown belong to --all.")
+        if len(dataset.value) > 1:
+            raise ValueError("Several --dataset belong to --all: name one.")
+        check_destination("--predictions", predictions.value)
+        check_report_directory(report.value)
+        result = evaluate_weights(
+            weights.value,
+            dataset.value[0] if dataset.value else None,
+            model_name=model.value,
+            model_options=model_options(),
+            ema=ema.value,
+            data_dir=data_dir.value,
+            real_labels=real_labels.value,
+            dtype=dtype.value,
+            options=options,
+        )
+        if not _is_first_host():
+            return
+        for line in result.lines():
+            options.say(line)
+        if predictions.value:
+            write_whole(predictions.value, predictions_csv(result))
+        if report.value:
+            options.say(f"report: {write_report(result, report.value)}")
+        if json_file.value:
+            write_whole(json_file.value, details_json(result))
+        print_result(json.dumps({**result.summary(), **result.settings()}, allow_nan=False))
+
+    def fill_table(options) -> None:
+        if not weights_dir.value:
+            raise ValueError("--all needs --weights_dir: where to look for converted weights.")
+        single = {
+            "weights": weights.value,
+            "model": model.value,
+            "ema": ema.value,
+            "predictions": predictions.value,
+            "report": report.value,
+            **model_options(),
+        }
+        given = [name for name, value in single.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"--{given[0]} cannot be given with --all, which takes every model as is."
+            )
+        check_destination("--markdown", markdown.value)
+        table = evaluate_all(
+            weights_dir.value,
+            dataset.value,
+            data_dir=data_dir.value,
+            real_labels=real_labels.value,
+            dtype=dtype.value,
+            options=options,
+        )
+        if not _is_first_host():
+            return
+        options.say(table.markdown())
+        if markdown.value:
+            write_whole(markdown.value, table.markdown() + "\n")
+        print_result(json.dumps(table.as_json(), allow_nan=False), file=json_file.value)
+        if table.problems:
+            # The table is whole and written; the exit code says that cells of it failed.
+            sys.exit(f"error: {len(table.problems)} cells failed; the first: {table.problems[0]}")
+
+    return main
+
+
+def _say(line: str) -> None:
+    """Prints a line, once for all hosts."""
+    if _is_first_host():
+        print(line, flush=True)
+
+
+def _is_first_host() -> bool:
+    return jax.process_index() == 0

@@ -1,0 +1,46 @@
+"""Trains a FasterViT: fastervit train --config=NAME --workdir=DIR [--config.KEY=VALUE …].
+
+With --compile_for=TOPOLOGY, such as v5e:16x16, it trains nothing. It reports whether the run would
+fit that TPU pod, and how fast it would be. No TPU is needed for that.
+"""
+
+from collections.abc import Callable
+
+from absl import flags
+
+from fastervit_jax.commands.flags import (
+    define_cache_flag,
+    define_config_flag,
+    define_host_flags,
+)
+
+
+def command() -> Callable[[list[str]], None]:
+    """Defines the flags of `fastervit train`, and returns what runs it."""
+    config = define_config_flag()
+    workdir = flags.DEFINE_string(
+        "workdir", None, "Directory, local or remote, for checkpoints, metrics and pictures."
+    )
+    topology = flags.DEFINE_string(
+        "compile_for", None, "TPU topology, such as v5e:16x16, to compile for instead of training."
+    )
+    join_hosts = define_host_flags()
+    keep_programs = define_cache_flag()
+
+    def main(_) -> None:
+        if topology.value:
+            from fastervit_jax.analysis.compile_for import compile_for, describe
+
+            print(describe(compile_for(config.value, topology.value)))
+            return
+        if not workdir.value:
+            raise ValueError("Missing --workdir: the directory for what the run writes.")
+        keep_programs()
+        join_hosts()
+        from fastervit_jax.training.loop import train
+
+        evaluation = train(config.value, workdir.value)
+        if evaluation is not None:
+            print(f"top-1 {evaluation.top1:.2%} on {evaluation.images} held-out images")
+
+    return main
