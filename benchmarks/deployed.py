@@ -30,7 +30,7 @@ def program(model: FasterViT):
 
 def count(model: FasterViT) -> tuple[float, float, float]:
     """Multiply-adds, half of XLA's operations, and numbers stored; all in units of 10⁹ and 10⁶."""
-    function, state, image = program(multiply_adds.countable(model))
+    function, state, image = program(model)
     macs = multiply_adds.traced(jax.make_jaxpr(function)(state, image).jaxpr)
     estimate = jax.jit(function).lower(state, image).cost_analysis()["flops"] / 2
     stored = sum(array.size for array in jax.tree.leaves(state))

@@ -185,7 +185,7 @@ def main() -> None:
         shape = (arguments.batch, *model.config.resolution, 3)
         images = jax.ShapeDtypeStruct(shape, model.dtype)
         parts = list(pieces(model, images))
-        counted = pieces(multiply_adds.countable(model), images)
+        counted = pieces(model, images)
         macs_of = {part.name: traced(part) for part in counted}
         if arguments.stages_only:
             parts = [part for part in parts if part.name.count(".") < 2]

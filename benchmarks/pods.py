@@ -41,6 +41,7 @@ def compile_row(number: int, topology: str) -> dict:
     import places
 
     from fastervit_jax.analysis.compile_for import compile_for, describe
+    from fastervit_jax.training.classification import Classification
 
     name = f"faster_vit_{number}_224"
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
@@ -50,7 +51,7 @@ def compile_row(number: int, topology: str) -> dict:
     config.batch_size = BATCH_SIZE
     flags = flags_of(number, topology)
     config.update_from_flattened_dict(flags)
-    step = compile_for(config, topology)
+    step = compile_for(Classification(), config, topology)
     print(describe(step), flush=True)
     row = dataclasses.asdict(dataclasses.replace(step, program=None))
     del row["program"]

@@ -29,10 +29,10 @@ from fastervit_jax.analysis.compile_for import topology_devices
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.augmentation.device import AugmentationSettings
 from fastervit_jax.models import abstract_model, variant_config
-from fastervit_jax.models.layers import lay_out
 from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from fastervit_jax.runs.state import abstract_state
+from fastervit_jax.training.classification import ClassificationObjective
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 
@@ -40,8 +40,6 @@ from fastervit_jax.training.step import StepSettings, compile_train_step, make_t
 def lower(program: str, name: str, batch: int, mesh):
     """The forward pass, or the training step without mixing and erasing, for one chip."""
     model = abstract_model(variant_config(name), dtype=jnp.bfloat16)
-    lay_out(model, "tpu")
-    model.set_attributes(pairs=batch % 2 == 0)
     pure = PureModel(model)
     height, width = model.config.resolution
     everywhere, shared = replicated(mesh), batch_sharding(mesh)
@@ -62,7 +60,9 @@ def lower(program: str, name: str, batch: int, mesh):
         erasing_probability=0.0,
         dtype=jnp.bfloat16,
     )
-    settings = StepSettings(seed=0, augmentation=augmentation, ema_decay=0.9998)
+    settings = StepSettings(
+        seed=0, objective=ClassificationObjective(augmentation), ema_decay=0.9998
+    )
     state = abstract_state(model, optimizer, mesh)
     step = compile_train_step(make_train_step(pure, optimizer, settings, mesh), state, mesh)
     images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)

@@ -28,6 +28,7 @@ from fastervit_jax.models import FasterViT
 from fastervit_jax.models.pure_model import PureModel
 from fastervit_jax.parallel.mesh import make_mesh, place_batch
 from fastervit_jax.runs.state import abstract_state, place_state
+from fastervit_jax.training.classification import ClassificationObjective
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 
@@ -89,14 +90,16 @@ class OurStep:
         settings = StepSettings(
             seed=0,
             ema_decay=DECAY,
-            augmentation=AugmentationSettings(
-                num_classes=model.config.num_classes,
-                group_size=len(images),
-                mixup_alpha=0.0,
-                cutmix_alpha=0.0,
-                smoothing=SMOOTHING,
-                erasing_probability=0.0,
-                dtype=jnp.dtype(dtype),
+            objective=ClassificationObjective(
+                AugmentationSettings(
+                    num_classes=model.config.num_classes,
+                    group_size=len(images),
+                    mixup_alpha=0.0,
+                    cutmix_alpha=0.0,
+                    smoothing=SMOOTHING,
+                    erasing_probability=0.0,
+                    dtype=jnp.dtype(dtype),
+                )
             ),
         )
         self.state = place_state(model, optimizer, mesh)

@@ -4,6 +4,9 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -44,3 +47,33 @@ def pytest_terminal_summary(terminalreporter):
             "NOT COMPARED with the official FasterViT (tests/reference was left out): "
             f"{', '.join(missing)} not installed."
         )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """One whole tiny run, for all tests that interrupt others.
+
+    A directory with images (`data`), compiled programs (`cache`) and the run (`whole`).
+    """
+    from tests.small import killed_run
+
+    root = tmp_path_factory.mktemp("tiny")
+    killed_run.write_images(root / "data")
+    result = killed_run.run(root / "whole", root / "data", root / "cache")
+    assert result.returncode == 0, result.stderr
+    steps = [record["step"] for record in killed_run.records(root / "whole") if "loss" in record]
+    assert steps == list(range(1, killed_run.STEPS + 1))
+    return root
+
+
+@pytest.fixture(scope="session")
+def numbered_folder(tmp_path_factory) -> Path:
+    """101 numbered images in 3 classes; number = place in the source's order."""
+    from tests.data.numbered import NUM_CLASSES, NUM_IMAGES, numbered_png
+
+    root = tmp_path_factory.mktemp("numbered")
+    for number in range(NUM_IMAGES):
+        folder = root / f"class_{number * NUM_CLASSES // NUM_IMAGES}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number:03d}.png").write_bytes(numbered_png(number))
+    return root

@@ -185,4 +185,4 @@ def test_command(model, folder, tmp_path):
 def test_command_without_images():
     answer = command("--weights=nowhere")
     assert answer.returncode == 1
-    assert answer.stderr.startswith("error: Name images or folders")
+    assert answer.stderr.startswith("error: Missing images")

@@ -12,19 +12,17 @@ import re
 import time
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
 from fastervit_jax.analysis import hlo
 from fastervit_jax.analysis.chips import CHIPS, Chip
 from fastervit_jax.analysis.multiply_adds import multiply_adds
-from fastervit_jax.models.pure_model import PureModel
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh
-from fastervit_jax.runs.config import check_config, mixing_group, model_config
-from fastervit_jax.runs.state import TrainState, abstract_state
+from fastervit_jax.runs.config import mixing_group, model_config
+from fastervit_jax.runs.state import TrainState
 from fastervit_jax.training import build
-from fastervit_jax.training.step import compile_train_step, make_train_step
+from fastervit_jax.training.task import Task
 
 # The step has constants that depend on the number of images, but its cost does not.
 _IMAGENET_IMAGES = 1_281_167
@@ -124,8 +122,8 @@ class CompiledStep:
     def peak_share(self) -> tuple[float, float] | None:
         """Share of the chip's peak that the network's multiply-adds make, for the same times.
 
-        The count by hand has padding that the program leaves out, 1.7 % for FasterViT-0, and the
-        program may multiply by zeros (`models.pairs`): the smaller one counts.
+        The count by hand has padding that the program leaves out, 1.7 % for FasterViT-0: the
+        smaller count is used.
         """
         if self.seconds is None:
             return None
@@ -143,10 +141,11 @@ def _sent_share(kind: str, group: int) -> float:
     return 2 * share if kind == "all-reduce" else share
 
 
-def compile_for(config: ml_collections.ConfigDict, topology: str) -> CompiledStep:
+def compile_for(task: Task, config: ml_collections.ConfigDict, topology: str) -> CompiledStep:
     """Compiles a run's training step for a topology.
 
     Args:
+        task: what is trained.
         config: of the run.
         topology: such as `v5e:16x16`, as libtpu names them.
 
@@ -156,8 +155,8 @@ def compile_for(config: ml_collections.ConfigDict, topology: str) -> CompiledSte
     """
     mesh = make_mesh(**config.mesh, devices=topology_devices(topology))
     shards = batch_shards(mesh)
-    check_config(config, batch_shards=shards, tensor=mesh.shape["tensor"])
-    lowered, state = _lower(config, mesh)
+    task.check(config, batch_shards=shards, hosts=1, tensor=mesh.shape["tensor"])
+    lowered, state = _lower(task, config, mesh)
     compiled, refusal, begin = None, "", time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -215,23 +214,19 @@ def topology_devices(topology: str) -> list:
         ) from None
 
 
-def _lower(config: ml_collections.ConfigDict, mesh: Mesh):
+def _lower(task: Task, config: ml_collections.ConfigDict, mesh: Mesh):
     """The lowered step, and the shapes of its state."""
     epoch_steps = _IMAGENET_IMAGES // config.batch_size
-    skeleton = build.skeleton(config, mesh)
-    optimizer = build.optimizer(config, build.learning_rate(config, epoch_steps))
-    state = abstract_state(skeleton, optimizer, mesh)
-    settings = build.step_settings(
-        config, epoch_steps=epoch_steps, mixing_group=mixing_group(config, batch_shards(mesh))
+    program = build.program(task, config, mesh, epoch_steps=epoch_steps)
+    step = build.train_step(
+        task,
+        config,
+        mesh,
+        program,
+        epoch_steps=epoch_steps,
+        mixing_group=mixing_group(config, batch_shards(mesh)),
     )
-    model = PureModel(skeleton, frozen=config.finetune.frozen)
-    step = compile_train_step(make_train_step(model, optimizer, settings, mesh), state, mesh)
-    height, width = model_config(config).resolution
-    batch = {
-        "image": jax.ShapeDtypeStruct((config.batch_size, height, width, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-    }
-    return step.lower(state, batch), state
+    return step.lower(program.state, task.batch_shapes(config)), program.state
 
 
 def _bytes_a_device(state: TrainState) -> int:

@@ -32,7 +32,6 @@ from flax import nnx
 
 from fastervit_jax.commands.flags import define_weights_flags
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.layers import lay_out
 from fastervit_jax.prediction import class_names
 
 TOLERANCE = 1e-4
@@ -71,9 +70,6 @@ def export_model(model: FasterViT, output: str | Path, *, format: str) -> float:
     images = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
     function, weights = _pure(model)
     expected = np.asarray(jax.jit(function)(weights, images))
-    # The program is to run elsewhere: nothing is laid out for this machine.
-    lay_out(model, "any")
-    function, weights = _pure(model)
     with _new_directory(Path(output)) as directory:
         run = write(function, weights, shape, directory)
         difference = max(

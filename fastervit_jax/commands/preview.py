@@ -30,7 +30,7 @@ from fastervit_jax.commands.flags import define_config_flag
 from fastervit_jax.data.images import decode_rgb, height_and_width
 from fastervit_jax.data.loader import train_batches
 from fastervit_jax.data.sources import Source, open_source
-from fastervit_jax.training import build
+from fastervit_jax.training import classification
 
 _GROUP_SIZE, _GROUPS = 8, 4  # images that are mixed together make a row
 _OPERATION_COLUMNS = 9
@@ -121,7 +121,7 @@ def draw_preview(config: ConfigDict, path: epath.PathLike) -> None:
       ValueError: the config, or the training set it names, cannot be used.
     """
     source = open_source(config.data.train, data_dir=config.data.data_dir)
-    transform = build.train_transform(config)
+    transform = classification.train_transform(config)
     grids = []
     if config.rand_augment:
         example = source[0]
@@ -129,7 +129,7 @@ def draw_preview(config: ConfigDict, path: epath.PathLike) -> None:
         pictures = operation_pictures(image, parse_rand_augment(config.rand_augment))
         title = f"{config.rand_augment}: every operation at its magnitude, on {example.key}"
         grids.append(Grid(title, _OPERATION_COLUMNS, pictures))
-    settings = build.augmentation_settings(config, mixing_group=_GROUP_SIZE)
+    settings = classification.augmentation_settings(config, mixing_group=_GROUP_SIZE)
     pictures = finished_pictures(source, transform, settings, seed=config.seed)
     title = f"Training images and their labels, mixed in rows of {_GROUP_SIZE}"
     grids.append(Grid(title, _GROUP_SIZE, pictures))

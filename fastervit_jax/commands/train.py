@@ -28,10 +28,12 @@ def command() -> Callable[[list[str]], None]:
     keep_programs = define_cache_flag()
 
     def main(_) -> None:
+        from fastervit_jax.training.classification import Classification
+
         if topology.value:
             from fastervit_jax.analysis.compile_for import compile_for, describe
 
-            print(describe(compile_for(config.value, topology.value)))
+            print(describe(compile_for(Classification(), config.value, topology.value)))
             return
         if not workdir.value:
             raise ValueError("Missing --workdir: the directory for what the run writes.")
@@ -39,8 +41,8 @@ def command() -> Callable[[list[str]], None]:
         join_hosts()
         from fastervit_jax.training.loop import train
 
-        evaluation = train(config.value, workdir.value)
+        evaluation = train(Classification(), config.value, workdir.value)
         if evaluation is not None:
-            print(f"top-1 {evaluation.top1:.2%} on {evaluation.images} held-out images")
+            print(f"Result: {evaluation.sentence()}")
 
     return main

@@ -91,7 +91,7 @@ class DamageReport:
             raise TooMuchDamageError(
                 f"{self.count} of the {self.drawn} images drawn so far could not be decoded, which "
                 f"is more than the allowed share of {self.max_share:g}; the last was {key} "
-                f"({reason}): repair or remove such files, or raise max_damaged_share."
+                f"({reason}): repair or remove such files, or raise config.data.max_damaged_share."
             )
 
 

@@ -90,6 +90,10 @@ class Evaluation:
         """The numbers alone."""
         return {name: getattr(self, name) for name in ("images", "top1", "top5", "loss")}
 
+    def sentence(self) -> str:
+        """The numbers for people."""
+        return f"{self.images} held-out images, top-1 {self.top1:.2%}, loss {self.loss:.4f}"
+
 
 class InferenceModel(Protocol):
     """A network as a function of its arrays, such as `models.pure_model.PureModel`."""

@@ -21,7 +21,6 @@ from fastervit_jax.evaluation.real_labels import judged_by
 from fastervit_jax.evaluation.result import Result
 from fastervit_jax.evaluation.task import Task, open_task
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.layers import lay_out
 from fastervit_jax.models.pure_model import Arrays, flatten, unflatten
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh, replicated
 from fastervit_jax.runs.workdir import load_config
@@ -225,7 +224,7 @@ def evaluate_model(
     hosts = jax.process_count()
     shards = batch_shards(mesh)
     batch_size = -(-batch_size // shards) * shards
-    inference = _Inference(model, mesh.devices.flat[0].platform)
+    inference = _Inference(model)
     eval_step = make_eval_step(
         inference, mesh, dtype=model.dtype, logits=logits, mean=mean, std=std
     )
@@ -252,15 +251,14 @@ def evaluate_model(
 
 
 class _Inference:
-    """Any module in inference mode on a platform, as a function of its arrays.
+    """Any module in inference mode, as a function of its arrays.
 
     Of all its arrays: those of a deployed one are neither parameters nor statistics.
     """
 
-    def __init__(self, model: nnx.Module, platform: str):
+    def __init__(self, model: nnx.Module):
         model = nnx.clone(model)
         model.eval()
-        lay_out(model, platform)
         graph, state = nnx.split(model)
         self._graph = graph
         self.arrays: Arrays = flatten(state)

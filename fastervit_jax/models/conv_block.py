@@ -1,14 +1,10 @@
-"""The convolution blocks of the first two stages, the stem and the downsampling.
-
-Maps may hold two images side by side in their channels (`models.pairs`).
-"""
+"""The convolution blocks of the first two stages, the stem and the downsampling."""
 
 import jax
 from flax import nnx
 
 from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.layers import BatchNorm, DropPath, conv3x3, gelu, layer_norm
-from fastervit_jax.models.pairs import convolve, normalise
 from fastervit_jax.models.transformer import layer_scale
 
 
@@ -25,8 +21,8 @@ class Stem(nnx.Module):
 
     @jax.named_scope("stem")
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = jax.nn.relu(self.norm1(convolve(self.conv1, images)))
-        return jax.nn.relu(self.norm2(convolve(self.conv2, x)))
+        x = jax.nn.relu(self.norm1(self.conv1(images)))
+        return jax.nn.relu(self.norm2(self.conv2(x)))
 
 
 class ConvBlock(nnx.Module):
@@ -46,8 +42,7 @@ class ConvBlock(nnx.Module):
         branch = _normed(self.conv2, self.norm2, branch)
         if self.scale is not None:
             branch = self.scale(branch)
-        abreast = x.shape[-1] // self.conv1.in_features
-        return x + self.drop_path(branch, rngs=rngs, abreast=abreast)
+        return x + self.drop_path(branch, rngs=rngs)
 
 
 def _normed(convolution: nnx.Conv, norm: nnx.Module, x: jax.Array) -> jax.Array:
@@ -57,14 +52,14 @@ def _normed(convolution: nnx.Conv, norm: nnx.Module, x: jax.Array) -> jax.Array:
     zero. What the sum over the map leaves of it is rounding, and costs a pass over the map
     (benchmarks/NOTES.md).
     """
-    if in_training(norm):
+    if _in_training(norm):
         structure, arrays = nnx.split(convolution)
         arrays["bias"] = jax.lax.stop_gradient(arrays["bias"])
         convolution = nnx.merge(structure, arrays)
-    return norm(convolve(convolution, x))
+    return norm(convolution(x))
 
 
-def in_training(norm: nnx.Module) -> bool:
+def _in_training(norm: nnx.Module) -> bool:
     """Whether a norm takes its statistics from the batch."""
     return isinstance(norm, BatchNorm) and not norm.use_running_average
 
@@ -78,4 +73,4 @@ class Downsample(nnx.Module):
 
     @jax.named_scope("downsample")
     def __call__(self, x: jax.Array) -> jax.Array:
-        return convolve(self.conv, normalise(self.norm, x))
+        return self.conv(self.norm(x))

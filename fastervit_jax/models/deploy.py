@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fastervit_jax.models.layers import BatchNorm, Dropout, DropPath, full_precision
+from fastervit_jax.models.layers import BatchNorm, Dropout, DropPath, Linear, full_precision
 
 if TYPE_CHECKING:
     from fastervit_jax.models.fastervit import FasterViT
@@ -107,7 +107,7 @@ def _fold_last_norm(model: FasterViT) -> None:
     if not isinstance(model.norm, BatchNorm):
         return
     head = model.head
-    if type(head) is not nnx.Linear or not head.use_bias:
+    if type(head) not in (Linear, nnx.Linear) or not head.use_bias:
         model.norm = Affine(model.norm)
         return
     multiplier, shift = _affine(model.norm)

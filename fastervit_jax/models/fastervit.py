@@ -1,6 +1,5 @@
 """The whole network (paper, section 3.1 and figure 3)."""
 
-import dataclasses
 from typing import Any, cast
 
 import jax
@@ -8,12 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fastervit_jax.models.config import ATTENTION_STAGES, STRIDES, FasterViTConfig
-from fastervit_jax.models.conv_block import Downsample, Stem, in_training
+from fastervit_jax.models.conv_block import Downsample, Stem
 from fastervit_jax.models.deploy import deployed
 from fastervit_jax.models.layers import BatchNorm, full_precision, layer_norm, linear
-from fastervit_jax.models.pairs import ROW, pair, unpair
+from fastervit_jax.models.resolution import resized
 from fastervit_jax.models.stage import AttentionStage, ConvStage
-from fastervit_jax.models.variants import any_res_sibling
 
 
 class FasterViT(nnx.Module):
@@ -29,9 +27,6 @@ class FasterViT(nnx.Module):
         strides: pixels of the image per position of these maps.
         num_features: channels of the pooled features that the head sees.
         deployed: whether this is what `deploy` returns.
-        pairs: in training on TPUs, take images through the stem and the first stage two by two,
-            where that fills rows (`models.pairs`). It changes speed alone; on a mesh every device
-            should hold an even number of images. `training.build` sets it.
     """
 
     # What `create_model` notes on a model it makes.
@@ -47,7 +42,6 @@ class FasterViT(nnx.Module):
         self.strides = STRIDES
         self.num_features = config.widths[-1]
         self.deployed = False
-        self.pairs = False
 
         self.stem = Stem(config, dtype=dtype, rngs=rngs)
         self.stages: nnx.List[Any] = nnx.List(
@@ -91,29 +85,15 @@ class FasterViT(nnx.Module):
         Sides that strides do not divide are rounded up. Arguments and errors as in `__call__`.
         """
         self._check_images(images)
-        x = images.astype(self.dtype)
-        paired = self._takes_pairs_of(x.shape[0])  # symbolic in an exported program
-        with jax.named_scope("stem"):
-            x = pair(x) if paired else x
-        x = self.stem(x)
+        x = self.stem(images.astype(self.dtype))
         maps = []
         for index, stage in enumerate(self.stages):
             with jax.named_scope(f"stage{index + 1}"):
                 x = stage(x, rngs)
-                maps.append(unpair(x) if paired else x)
+                maps.append(x)
                 if index < len(self.downsamples):
                     x = self.downsamples[index](x)
-                if paired:
-                    x, paired = unpair(x), False
         return maps
-
-    def _takes_pairs_of(self, images: int) -> bool:
-        """Whether so many images go through the stem and the first stage two by two."""
-        norm = self.stem.norm1
-        if not self.pairs or not in_training(norm):
-            return False
-        two_fit = 2 * max(self.config.in_dim, self.config.dim) <= ROW
-        return two_fit and images % 2 == 0 and (norm.group_size or 0) % 2 == 0
 
     @jax.named_scope("head")
     def classify(self, last_map: jax.Array) -> jax.Array:
@@ -142,27 +122,7 @@ class FasterViT(nnx.Module):
             ValueError: no network can be built for that size, or only with weights that this model
                 does not have, or it is a deployed one (`deploy` comes last).
         """
-        if self.deployed:
-            raise ValueError(
-                "A deployed model is made for one size: call model.at_resolution(…).deploy()."
-            )
-        size: Any = resolution  # the configuration takes one side too
-        config = dataclasses.replace(self.config, resolution=size, any_res=True)
-        model = nnx.clone(self, variables=False)
-        model.config = config
-        for stage in ATTENTION_STAGES:
-            model.stages[stage].rebuild_for(config)
-        self._redescribe(model)
-        return model
-
-    def _redescribe(self, resized: "FasterViT"):
-        """Adapts what `create_model` notes on a model to one of another size."""
-        if hasattr(self, "name") and not self.config.any_res:
-            resized.name = any_res_sibling(self.name)
-        if hasattr(self, "preprocessing"):
-            resized.preprocessing = dataclasses.replace(
-                self.preprocessing, resolution=resized.config.resolution
-            )
+        return resized(self, resolution)
 
     def deploy(self) -> "FasterViT":
         """A copy for inference alone, which computes the same with less (see `models.deploy`)."""

@@ -1,25 +1,17 @@
 """Layers as the reference computes them, with its initial weights."""
 
-import itertools
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fastervit_jax.models import layouts
+
 
 def full_precision(dtype) -> jnp.dtype:
     """The type for statistics, softmax, norms and positions: float32, or wider if `dtype` is."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def lay_out(module: nnx.Module, platform: str) -> None:
-    """Sets `platform` in all parts that have it: what the module is to run on.
-
-    "cpu", "gpu" or "tpu", where the default is this machine's; "any" for nothing in particular.
-    """
-    module.set_attributes(platform=platform, raise_if_not_found=False)
 
 
 def _in_a_row(draw):
@@ -35,11 +27,23 @@ def _in_a_row(draw):
     return initializer
 
 
+class Linear(nnx.Linear):
+    """A linear layer on the last axis, arranged as the device wants it (`layouts.linear`)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return layouts.linear(x.astype(self.dtype), *self.arrays())
+
+    def arrays(self) -> tuple[jax.Array, jax.Array | None]:
+        """Kernel and bias, in the type of the computation."""
+        bias = None if self.bias is None else self.bias[...].astype(self.dtype)
+        return self.kernel[...].astype(self.dtype), bias
+
+
 def linear(
     in_features: int, out_features: int, *, use_bias: bool = True, dtype, rngs: nnx.Rngs
-) -> nnx.Linear:
+) -> Linear:
     """A linear layer with the reference's initial weights: normal of deviation 0.02, bias zero."""
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         use_bias=use_bias,
@@ -89,12 +93,7 @@ def _uniform(fan_in: int):
 
 
 class DepthwiseConv3x3(nnx.Conv):
-    """A 3×3 convolution of every channel by itself, padded by one; initial weights as `conv3x3`.
-
-    Attributes:
-        platform: what it is to run on (`lay_out`). XLA has no fast kernel for CPUs: there it is the
-            sum of nine shifted maps, fifty times as fast (gradients: eight times).
-    """
+    """A 3×3 convolution of each channel by itself, padded by one; initial weights as `conv3x3`."""
 
     def __init__(self, features: int, *, dtype, rngs: nnx.Rngs):
         uniform = _uniform(fan_in=9)
@@ -106,52 +105,14 @@ class DepthwiseConv3x3(nnx.Conv):
             feature_group_count=features,
             kernel_init=uniform,
             bias_init=uniform,
-            conv_general_dilated=_depthwise,
             dtype=dtype,
             rngs=rngs,
         )
-        self.platform = jax.default_backend()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] → the same."""
-        if self.platform != "cpu":
-            return super().__call__(x)
-        wide = full_precision(self.dtype)
-        x, kernel = (each.astype(self.dtype).astype(wide) for each in (x, self.kernel[...]))
-        values = kernel.reshape(9, -1)
-        taps = (shifted * value for shifted, value in zip(_shifted(x), values, strict=True))
-        return (sum(taps) + self.bias[...]).astype(self.dtype)
-
-
-def _shifted(x: jax.Array) -> Iterator[jax.Array]:
-    """What each of a 3×3 kernel's nine values, row by row, meets in maps padded by one."""
-    rows, columns = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    for i, j in itertools.product(range(3), repeat=2):
-        yield padded[:, i : i + rows, j : j + columns]
-
-
-def _depthwise(images: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for depthwise 3×3 kernels at stride 1, padded by one.
-
-    The kernel's gradient is nine sums. As the grouped convolution that JAX makes of it, XLA's
-    partitioner gets it wrong: on a mesh with an axis along which images are not split, such as
-    `tensor`, it comes out times that axis's size (JAX 0.10.2; tests/training/test_meshes.py).
-    """
-
-    def plain(images, kernel):
-        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
-
-    def backward(saved, gradient):
-        images, kernel = saved
-        (to_images,) = jax.vjp(lambda images: plain(images, kernel), images)[1](gradient)
-        wide = full_precision(images.dtype)
-        taps = [jnp.sum(tap * gradient, (0, 1, 2), dtype=wide) for tap in _shifted(images)]
-        return to_images, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
-
-    convolve = jax.custom_vjp(plain)
-    convolve.defvjp(lambda images, kernel: (plain(images, kernel), (images, kernel)), backward)
-    return convolve(images, kernel)
+        kernel = self.kernel[...].astype(self.dtype)
+        return layouts.depthwise_conv3x3(x.astype(self.dtype), kernel, self.bias[...])
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -208,8 +169,7 @@ class BatchNorm(nnx.BatchNorm):
 
     Normalisation uses the biased variance of the batch, the running average the unbiased one
     (`torch.nn.BatchNorm2d`; Flax's own averages the biased one). Statistics and normalisation are
-    in float32 or wider, whatever the type of the input. Maps may hold several images side by side
-    in their channels (`models.pairs`).
+    in float32 or wider, whatever the type of the input.
 
     Attributes:
         group_size: in training, how many images in a row are normalised together, as on one device
@@ -225,23 +185,13 @@ class BatchNorm(nnx.BatchNorm):
         x = x.astype(full_precision(self.dtype))
         if self.use_running_average:
             return self._normalised(x, self.mean[...], self.var[...])
-        abreast, rest = divmod(x.shape[-1], self.num_features)
-        if rest or not abreast or (self.group_size or 0) % abreast:
-            raise ValueError(
-                f"Batch norm of {self.num_features} channels, in groups of "
-                f"{self.group_size or 'all'} images, cannot take a map of {x.shape}."
-            )
-        rows = self.group_size // abreast if self.group_size else len(x)
-        groups = x.reshape(-1, rows, *x.shape[1:])
+        groups = x.reshape(-1, self.group_size or len(x), *x.shape[1:])
         mean, var = self._update_statistics(groups)
         return self._normalised(groups, mean, var).reshape(x.shape)
 
     def _normalised(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         multiplier = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        mean, multiplier, bias = (
-            for_all_abreast(each, x.shape[-1]) for each in (mean, multiplier, self.bias[...])
-        )
-        return ((x - mean) * multiplier + bias).astype(self.dtype)
+        return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
 
     def _update_statistics(self, groups: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Each group's mean and variance; the running averages move towards their mean."""
@@ -251,31 +201,20 @@ class BatchNorm(nnx.BatchNorm):
                 f"Batch norm in training mode needs more than one value a channel; its groups are "
                 f"{groups.shape[1:]}. Use a larger batch or image, or model.eval()."
             )
-        mean = self._mean(groups)
+        axes = tuple(range(1, groups.ndim - 1))
+        mean = jnp.mean(groups, axes, keepdims=True)
         if one_pass_variance(self.dtype):
-            var = jnp.maximum(self._mean(jnp.square(groups)) - jnp.square(mean), 0)
+            mean_of_squares = jnp.mean(jnp.square(groups), axes, keepdims=True)
+            var = jnp.maximum(mean_of_squares - jnp.square(mean), 0)
         else:
-            var = self._mean(jnp.square(groups - for_all_abreast(mean, groups.shape[-1])))
+            var = jnp.mean(jnp.square(groups - mean), axes, keepdims=True)
         self._move(self.mean, mean)
         self._move(self.var, var * (count / (count - 1)))
         return mean, var
 
-    def _mean(self, groups: jax.Array) -> jax.Array:
-        """Each group's mean of every channel, over the images side by side as well."""
-        means = jnp.mean(groups, tuple(range(1, groups.ndim - 1)), keepdims=True)
-        if groups.shape[-1] == self.num_features:
-            return means
-        return means.reshape(*means.shape[:-1], -1, self.num_features).mean(axis=-2)
-
     def _move(self, running: nnx.Variable, of_groups: jax.Array) -> None:
         batch = of_groups.reshape(len(of_groups), -1).mean(axis=0)
         running[...] += (1 - self.momentum) * (batch - running[...])
-
-
-def for_all_abreast(of_channels: jax.Array, channels: int) -> jax.Array:
-    """What holds for one image's channels, for those of all images side by side."""
-    times = channels // of_channels.shape[-1]
-    return jnp.tile(of_channels, times) if times > 1 else of_channels
 
 
 class Dropout(nnx.Dropout):
@@ -307,18 +246,12 @@ class DropPath(nnx.Module):
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def __call__(
-        self, x: jax.Array, *, rngs: nnx.Rngs | None = None, abreast: int = 1
-    ) -> jax.Array:
-        """Drops entries of x; `abreast` of them lie side by side in the last axis."""
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         if self.deterministic or (isinstance(self.keep, float | int) and self.keep == 1):
             return x
         _check_streams(rngs)
         keep = jnp.asarray(self.keep, full_precision(x.dtype))
-        kept = jax.random.bernoulli(rngs.dropout(), keep, (len(x) * abreast, *(1,) * (x.ndim - 1)))
-        if abreast > 1:
-            kept = kept.reshape(len(x), *(1,) * (x.ndim - 2), abreast)
-            kept = jnp.repeat(kept, x.shape[-1] // abreast, axis=-1)
+        kept = jax.random.bernoulli(rngs.dropout(), keep, (len(x), *(1,) * (x.ndim - 1)))
         return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
 
 

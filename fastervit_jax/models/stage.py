@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from fastervit_jax.models.config import FasterViTConfig
@@ -12,7 +11,8 @@ from fastervit_jax.models.hierarchical_attention import (
     CarrierTokenizer,
     HierarchicalAttentionBlock,
 )
-from fastervit_jax.models.pure_model import Arrays, flatten, unflatten
+from fastervit_jax.models.pure_model import Arrays
+from fastervit_jax.models.scan import run_block, scan_blocks
 from fastervit_jax.models.windows import map_to_windows, pad_to_windows, windows_to_map
 
 
@@ -87,13 +87,18 @@ class AttentionStage(nnx.Module):
         carriers = self.carrier_tokenizer(x) if self.geometry.hierarchical else None
         windows = map_to_windows(x, self.window_size)
 
-        # One key a block, so that a loop over blocks draws what they draw.
+        # One key per block, so that a loop over blocks draws what the blocks draw one by one.
         keys = [None if rngs is None else rngs.dropout() for _ in self.blocks]
-        tokens = (windows, carriers)
         looped = self.looped
-        if looped:
-            tokens = self._loop(tokens, grid, keys[:looped])
-        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        tokens = scan_blocks(
+            self.blocks[:looped],
+            (windows, carriers),
+            grid,
+            keys[:looped],
+            remat=self.remat,
+            gather=self.gather,
+        )
+        run = nnx.remat(run_block, static_argnums=2) if self.remat else run_block
         for block, key in zip(self.blocks[looped:], keys[looped:], strict=True):
             tokens = run(block, tokens, grid, key)
         windows, _ = tokens
@@ -105,63 +110,6 @@ class AttentionStage(nnx.Module):
         if not self.scan or not self.blocks:
             return 0
         return len(self.blocks) - (self.geometry.hierarchical and self.blocks[-1].propagates)
-
-    def _loop(self, tokens, grid: tuple[int, int], keys: list):
-        """Runs the first blocks as one loop over their stacked arrays."""
-        blocks = self.blocks[: self.looped]
-        graph = nnx.graphdef(blocks[0])
-        arrays = [flatten(nnx.state(block)) for block in blocks]
-        keep = jnp.asarray([block.window_layer.drop_path.keep for block in blocks])
-        stacked = jax.tree.map(lambda *each: jnp.stack(each), *arrays)
-        all_keys = None if keys[0] is None else jnp.stack(keys)
-
-        def body(tokens, of_block):
-            arrays, keep, key = of_block
-            block = nnx.merge(graph, unflatten(self.gather(arrays) if self.gather else arrays))
-            block.keep_paths(keep)
-            return _run(block, tokens, grid, key), None
-
-        body = jax.checkpoint(body, prevent_cse=False) if self.remat else body
-        return jax.lax.scan(body, tokens, (stacked, keep, all_keys))[0]
-
-    def rebuild_for(self, config: FasterViTConfig):
-        """Becomes the stage of a network for images of another size, and drops unused weights.
-
-        Raises:
-            ValueError: at that size the stage would need weights that it does not have.
-        """
-        self.any_res = config.any_res
-        self.resolution = config.resolution
-        self.geometry = config.geometry(self.number - 1)
-        hierarchical = self.geometry.hierarchical
-        if not config.has_carrier_tokenizer(self.number - 1):
-            self.carrier_tokenizer = None
-        for block in self.blocks:
-            if not hierarchical:
-                block.carrier_layer = None
-            if not hierarchical or not self.geometry.square:
-                block.carrier_position = None
-        self._check_weights()
-
-    def _check_weights(self):
-        """Raises ValueError where the stage has no weights for what its geometry asks for."""
-        if not self.geometry.hierarchical:
-            return
-        height, width = self.resolution
-        rows, columns = self.geometry.window_grid
-        explanation = (
-            f"At {height}×{width}, stage {self.number} has {rows}×{columns} windows, and the model "
-            f"has no weights for"
-        )
-        if any(block.carrier_layer is None for block in self.blocks):
-            raise ValueError(
-                f"{explanation} their carrier tokens: it was built for a size with one window."
-            )
-        if self.geometry.square and any(block.carrier_position is None for block in self.blocks):
-            raise ValueError(
-                f"{explanation} the positions of their carrier tokens, which only square grids of "
-                f"windows have: it was built for a grid that is not square."
-            )
 
     def _check_map(self, x: jax.Array):
         """Raises ValueError where windows or carrier tokens do not fit the map."""
@@ -184,9 +132,3 @@ class AttentionStage(nnx.Module):
                 f"{grid[0]}×{grid[1]} windows, but its carrier tokens are planned for "
                 f"{rows}×{columns} windows. {remedy}"
             )
-
-
-def _run(block: HierarchicalAttentionBlock, tokens, grid: tuple[int, int], key: jax.Array | None):
-    """One block on (windows, carrier tokens), drawing from a key of its own."""
-    windows, carriers = tokens
-    return block(windows, carriers, grid, None if key is None else nnx.Rngs(dropout=key))

@@ -4,10 +4,10 @@ import functools
 import re
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fastervit_jax.models import FasterViT
-from fastervit_jax.models.pure_model import Arrays
+from fastervit_jax.models.pure_model import Arrays, PureModel
 
 # What the axis `tensor` splits, by the end of a parameter's name: the axis of the array. First
 # layers are split by output, second ones by input, so that a pair needs one sum at its end.
@@ -56,7 +56,31 @@ def gather(params: Arrays, mesh: Mesh, *, but: tuple[str, ...] = ()) -> Arrays:
     }
 
 
-def gather_in_loops(model: FasterViT, mesh: Mesh) -> None:
+class GatheredModel:
+    """A split model that is given parameters in parts, and puts them together where it uses them.
+
+    Args:
+        model: the model.
+        mesh: the mesh that its parameters are split over, as `parameter_spec` says.
+    """
+
+    def __init__(self, model: PureModel, mesh: Mesh):
+        self._model = model
+        self._mesh = mesh
+
+    def train(self, params: Arrays, statistics: Arrays, images: jax.Array, key: jax.Array):
+        """`PureModel.train`."""
+        return self._model.train(self._gathered(params), statistics, images, key)
+
+    def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
+        """`PureModel.infer`."""
+        return self._model.infer(self._gathered(params), statistics, images)
+
+    def _gathered(self, params: Arrays) -> Arrays:
+        return gather(params, self._mesh, but=self._model.looped)
+
+
+def gather_in_loops(model: nnx.Module, mesh: Mesh) -> None:
     """Lets blocks that run as a loop put their parameters together one block at a time."""
     if mesh.shape["fsdp"] > 1:
         model.set_attributes(gather=functools.partial(gather, mesh=mesh))

@@ -66,6 +66,8 @@ def default_config() -> ml_collections.ConfigDict:
             "validation": "tfds:imagenet2012@validation",
             "data_dir": optional(str),  # where TFDS sets are prepared; None: TFDS's own default
             "num_workers": 16,  # processes a host that decode; 0: a thread of the trainer
+            # Damaged images that a run replaces, as a share of the images drawn. Above it stops.
+            "max_damaged_share": 0.001,
         }
     )
     config.batch_size = 4096  # images a step, over all hosts
@@ -260,7 +262,13 @@ def check_config(
         "cutmix_alpha",
     ):
         _check(config, key, lambda value: value >= 0, "0 or more")
-    for key in ("flip", "cutmix_probability", "mixing_probability", "erasing_probability"):
+    for key in (
+        "data.max_damaged_share",
+        "flip",
+        "cutmix_probability",
+        "mixing_probability",
+        "erasing_probability",
+    ):
         _check(config, key, lambda value: 0 <= value <= 1, "a probability, 0 to 1")
     _check(config, "evaluation.crop_fraction", lambda value: 0 < value <= 1, "above 0, at most 1")
     for key in ("label_smoothing", "ema_decay"):

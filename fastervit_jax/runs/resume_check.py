@@ -17,6 +17,7 @@ from fastervit_jax.version import __version__
 _FREE = (
     "checkpoint",
     "data.data_dir",
+    "data.max_damaged_share",
     "data.num_workers",
     "evaluation.batch_size",
     "evaluation.every_epochs",

@@ -1,32 +1,17 @@
-"""From a config to the parts of a run: data, schedule, optimizer, settings of the step."""
+"""From a config to the parts of a run that no task has of its own."""
 
-import itertools
+import dataclasses
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from fastervit_jax.augmentation.device import AugmentationSettings
-from fastervit_jax.augmentation.host import TrainTransform
-from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
-from fastervit_jax.data import (
-    EvalTransform,
-    Source,
-    TrainLoader,
-    check_same_classes,
-    eval_batches,
-    open_source,
-    train_batches,
-)
-from fastervit_jax.models import FasterViT
-from fastervit_jax.models.fastervit import abstract_model
-from fastervit_jax.models.layers import lay_out
-from fastervit_jax.models.pure_model import arrays_of
-from fastervit_jax.parallel.mesh import batch_shards
+from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.parallel.partition import gather_in_loops
 from fastervit_jax.runs.config import batch_norm_group, model_config
+from fastervit_jax.runs.state import TrainState, abstract_state, place_state
 from fastervit_jax.training.finetuning import (
     check_frozen,
     is_frozen,
@@ -34,64 +19,83 @@ from fastervit_jax.training.finetuning import (
 )
 from fastervit_jax.training.optimizers import by_path, make_optimizer
 from fastervit_jax.training.schedules import warmup_cosine_schedule
-from fastervit_jax.training.step import StepSettings
+from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
+from fastervit_jax.training.task import Task
 
 
-def open_data(config: ml_collections.ConfigDict) -> tuple[Source, Source]:
-    """Opens the training and the validation set.
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a run computes, on shapes: nothing of it is compiled yet.
 
-    Raises:
-        ValueError: a set cannot be read, the two have different classes, or the model has another
-            number of them.
+    Attributes:
+        model: the network as a function of its arrays.
+        optimizer: the optimizer.
+        schedule: number of updates done → learning rate of the next one.
+        state: shapes, types and places of the train state.
     """
-    training = open_source(config.data.train, data_dir=config.data.data_dir)
-    validation = open_source(config.data.validation, data_dir=config.data.data_dir)
-    check_same_classes(training, validation)
-    if training.num_classes != config.model.num_classes:
-        raise ValueError(
-            f"config.model.num_classes={config.model.num_classes}, but {config.data.train} has "
-            f"{training.num_classes} classes: set the key to that."
-        )
-    return training, validation
+
+    model: PureModel
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    state: TrainState
 
 
-def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
-    """What happens to a training image on the host.
-
-    Raises:
-        ValueError: `config.rand_augment` is no RandAugment string.
-    """
-    on_host = not config.distort_on_device
-    try:
-        _rand_augment(config)
-        return TrainTransform(
-            model_config(config).resolution,
-            scale=config.crop.scale,
-            ratio=config.crop.ratio,
-            interpolation=config.crop.interpolation,
-            flip=config.flip if on_host else 0.0,
-            rand_augment=config.rand_augment if on_host else "",
-        )
-    except ValueError as error:
-        raise ValueError(f"config.rand_augment={config.rand_augment!r}: {error}") from None
-
-
-def _rand_augment(config: ml_collections.ConfigDict) -> RandAugment | None:
-    return parse_rand_augment(config.rand_augment) if config.rand_augment else None
-
-
-def skeleton(config: ml_collections.ConfigDict, mesh: Mesh) -> FasterViT:
-    """The network of a run, set up for training on a mesh, with shapes in place of weights.
+def program(
+    task: Task, config: ml_collections.ConfigDict, mesh: Mesh, *, epoch_steps: int
+) -> Program:
+    """The network, optimizer and state of a run on a mesh.
 
     Raises:
         ValueError: `config.finetune.frozen` names no module.
     """
-    model = abstract_model(model_config(config), dtype=jnp.dtype(config.model.dtype))
+    network = skeleton(task, config, mesh)
+    schedule = learning_rate(config, epoch_steps)
+    tx = optimizer(config, schedule)
+    state = abstract_state(network, tx, mesh)
+    return Program(PureModel(network, frozen=config.finetune.frozen), tx, schedule, state)
+
+
+def train_step(
+    task: Task,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    program: Program,
+    *,
+    epoch_steps: int,
+    mixing_group: int,
+):
+    """The step of a run, jitted: (state, batch) → (state, metrics)."""
+    settings = StepSettings(
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
+        objective=task.objective(config, epoch_steps=epoch_steps, mixing_group=mixing_group),
+    )
+    step = make_train_step(program.model, program.optimizer, settings, mesh)
+    return compile_train_step(step, program.state, mesh)
+
+
+def initial_state(
+    task: Task, config: ml_collections.ConfigDict, mesh: Mesh, program: Program
+) -> TrainState:
+    """The state before the first step.
+
+    Every host makes the same network on its CPU. New weights are not compiled as a whole: hundreds
+    of random draws make a program that takes longer to compile than to run.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        network = task.initial_network(config)
+    return place_state(network, program.optimizer, mesh)
+
+
+def skeleton(task: Task, config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
+    """A task's network, set up for training on a mesh, with shapes in place of weights.
+
+    Raises:
+        ValueError: `config.finetune.frozen` names no module.
+    """
+    model = task.network(config)
     model.set_attributes(group_size=batch_norm_group(config))
-    platform = mesh.devices.flat[0].platform
-    a_device = config.batch_size // (config.accumulate * batch_shards(mesh))
-    lay_out(model, platform)
-    model.set_attributes(pairs=platform == "tpu" and a_device % 2 == 0)
     for stage in config.remat:
         model.stages[stage - 1].set_attributes(remat=True)
     if config.scan_blocks:
@@ -99,40 +103,6 @@ def skeleton(config: ml_collections.ConfigDict, mesh: Mesh) -> FasterViT:
         gather_in_loops(model, mesh)
     check_frozen(list(arrays_of(model)[0]), config.finetune.frozen)
     return model
-
-
-def train_loader(
-    config: ml_collections.ConfigDict, source: Source, start_step: int, num_steps: int
-) -> TrainLoader:
-    """This host's training batches from a step on."""
-    return train_batches(
-        source,
-        train_transform(config),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start_step,
-        num_steps=num_steps,
-        num_workers=config.data.num_workers,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
-    )
-
-
-def validation_batches(config: ml_collections.ConfigDict, source: Source):
-    """This host's evaluation batches."""
-    transform = EvalTransform(
-        model_config(config).resolution,
-        config.evaluation.crop_fraction,
-        config.evaluation.crop_mode,
-    )
-    return eval_batches(
-        source,
-        transform,
-        batch_size=config.evaluation.batch_size,
-        num_workers=config.data.num_workers,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
-    )
 
 
 def learning_rate(config: ml_collections.ConfigDict, epoch_steps: int) -> optax.Schedule:
@@ -166,43 +136,4 @@ def optimizer(
         clip_norm=config.optimizer.clip_norm or None,
         layer_scales=layer_scales,
         frozen=frozen,
-    )
-
-
-def mesa_start(config: ml_collections.ConfigDict) -> int:
-    """The first epoch, counted from 0, with MESA: the first beyond its share of the epochs."""
-    return next(e for e in itertools.count() if e / config.epochs > config.mesa.start)
-
-
-def augmentation_settings(
-    config: ml_collections.ConfigDict, *, mixing_group: int
-) -> AugmentationSettings:
-    """What happens to a batch on the device."""
-    distorts = config.distort_on_device
-    return AugmentationSettings(
-        num_classes=config.model.num_classes,
-        group_size=mixing_group,
-        mixup_alpha=config.mixup_alpha,
-        cutmix_alpha=config.cutmix_alpha,
-        switch_probability=config.cutmix_probability,
-        mixing_probability=config.mixing_probability,
-        smoothing=config.label_smoothing,
-        erasing_probability=config.erasing_probability,
-        flip_probability=config.flip if distorts else 0.0,
-        rand_augment=_rand_augment(config) if distorts else None,
-        dtype=jnp.dtype(config.model.dtype),
-    )
-
-
-def step_settings(
-    config: ml_collections.ConfigDict, *, epoch_steps: int, mixing_group: int
-) -> StepSettings:
-    """What a step does beside the model and the optimizer."""
-    return StepSettings(
-        seed=config.seed,
-        ema_decay=config.ema_decay,
-        mesa_weight=config.mesa.weight,
-        mesa_start=mesa_start(config) * epoch_steps,
-        accumulate=config.accumulate,
-        augmentation=augmentation_settings(config, mixing_group=mixing_group),
     )

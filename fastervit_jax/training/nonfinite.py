@@ -5,7 +5,7 @@ device never waits for it.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -16,7 +16,9 @@ from PIL import Image
 
 from fastervit_jax.data import Source
 from fastervit_jax.data.order import example_index
-from fastervit_jax.training import build
+from fastervit_jax.training.progress import Progress
+from fastervit_jax.training.reporting import Reporter
+from fastervit_jax.training.task import Task
 
 _PICTURES = 64
 
@@ -88,46 +90,89 @@ class TooManySkippedError(Exception):
         self.steps = [step for step in row if step is not None]
 
 
-def write_evidence(
-    error: TooManySkippedError,
-    config: ml_collections.ConfigDict,
-    source: Source,
-    workdir: epath.Path,
-    place_of: Callable[[int], BatchPlace],
-) -> ValueError:
-    """Writes where the last batches came from, and this host's images of the very last one.
+@dataclass
+class NonFiniteReport:
+    """Reports skipped steps of a run, and ends it where too many come in a row.
 
-    They are read anew: a batch is a function of its step. Makes `not_finite/`, with one
-    `step_N.json` and, as the device got them, at most 64 images in `step_N.png`.
-
-    Returns:
-        The error to raise.
+    Attributes:
+        task: of the run.
+        config: of the run.
+        source: the training set.
+        workdir: where evidence is written.
+        epoch_steps: steps of an epoch.
+        skipped: the account of steps.
     """
-    folder = workdir / "not_finite"
-    folder.mkdir(exist_ok=True)
-    step = error.steps[-1]
-    place = place_of(step)
-    with build.train_loader(config, source, step - 1, step) as loader:
-        batch = next(loader)
-    host = f"_host{jax.process_index()}" if jax.process_count() > 1 else ""
-    first = place.first + jax.process_index() * len(batch["label"])
-    images = []
-    for row, label in enumerate(batch["label"].tolist()):
-        position = first + row
-        index = example_index(len(source), seed=config.seed, epoch=place.epoch, position=position)
-        images.append({"position": position, "image": source[index].key, "label": label})
-    batches = [vars(place_of(each)) for each in error.steps]
-    evidence = folder / f"step_{step}{host}.json"
-    text = json.dumps({"batches": batches, "images": images}, indent=1, ensure_ascii=True)
-    evidence.write_text(text + "\n")
-    with (folder / f"step_{step}{host}.png").open("wb") as file:
-        Image.fromarray(_side_by_side(batch["image"][:_PICTURES])).save(file, format="PNG")
-    return ValueError(
-        f"The last {error.in_a_row} steps, up to step {step}, had a loss or gradients that are not "
-        f"finite and changed nothing. Their batches and the images of the last one are in "
-        f"{folder}. The newest checkpoint holds the last good weights: lower "
-        f"config.optimizer.learning_rate (with --config.resume.allow_changes), or look at the data."
-    )
+
+    task: Task
+    config: ml_collections.ConfigDict
+    source: Source
+    workdir: epath.Path
+    epoch_steps: int
+    skipped: SkippedSteps
+
+    def report(self, reporter: Reporter, progress: Progress, *, newest: bool) -> None:
+        """Records and prints the skipped steps that were not reported before.
+
+        Args:
+            reporter: takes a record per step.
+            progress: takes a line per step.
+            newest: also look at the newest step, which waits for the device.
+
+        Raises:
+            ValueError: too many in a row; the message says where the evidence is.
+        """
+        try:
+            for step in self.skipped.found(newest=newest):
+                place = self._place_of(step)
+                reporter.write(step, **{f"skipped_{k}": v for k, v in vars(place).items()})
+                progress.say(
+                    f"Skipped step {step}: loss or gradients are not finite. Its images are "
+                    f"positions {place.first} to {place.last} of epoch {place.epoch}. Nothing was "
+                    f"changed."
+                )
+        except TooManySkippedError as error:
+            raise self._write_evidence(error) from None
+
+    def _place_of(self, step: int) -> BatchPlace:
+        return BatchPlace.of(step, epoch_steps=self.epoch_steps, batch_size=self.config.batch_size)
+
+    def _write_evidence(self, error: TooManySkippedError) -> ValueError:
+        """Writes where the last batches came from, and this host's images of the very last one.
+
+        They are read anew: a batch is a function of its step. Makes `not_finite/`, with one
+        `step_N.json` and, as the device got them, at most 64 images in `step_N.png`.
+
+        Returns:
+            The error to raise.
+        """
+        folder = self.workdir / "not_finite"
+        folder.mkdir(exist_ok=True)
+        step = error.steps[-1]
+        place = self._place_of(step)
+        with self.task.train_loader(self.config, self.source, step - 1, step) as loader:
+            batch = next(loader)
+        host = f"_host{jax.process_index()}" if jax.process_count() > 1 else ""
+        first = place.first + jax.process_index() * len(batch["image"])
+        images = []
+        for position in range(first, first + len(batch["image"])):
+            index = example_index(
+                len(self.source), seed=self.config.seed, epoch=place.epoch, position=position
+            )
+            example = self.source[index]
+            images.append({"position": position, "image": example.key, "label": example.label})
+        batches = [vars(self._place_of(each)) for each in error.steps]
+        evidence = folder / f"step_{step}{host}.json"
+        text = json.dumps({"batches": batches, "images": images}, indent=1, ensure_ascii=True)
+        evidence.write_text(text + "\n")
+        with (folder / f"step_{step}{host}.png").open("wb") as file:
+            Image.fromarray(_side_by_side(batch["image"][:_PICTURES])).save(file, format="PNG")
+        return ValueError(
+            f"Stopped: the last {error.in_a_row} steps, up to step {step}, had a loss or gradients "
+            f"that are not finite. They changed nothing. {folder} lists their batches and shows "
+            f"the images of the last one. The newest checkpoint holds the last good weights. Lower "
+            f"config.optimizer.learning_rate (with --config.resume.allow_changes), or look at the "
+            f"data."
+        )
 
 
 def _side_by_side(images: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from fastervit_jax.data.paths import is_remote, write_whole
+from fastervit_jax.training.task import Panel
 
 _REMOTE_EVERY = 30
 """Seconds between two versions of a file in a bucket, which takes one a second at most."""
@@ -196,16 +198,14 @@ def _number(value) -> int | float | None:
     return value if math.isfinite(value) else None
 
 
-_PANELS = [
-    ("loss", {"loss": "training", "validation_loss": "validation"}),
-    ("top-1", {"validation_top1": "validation"}),
-    ("learning rate", {"learning_rate": "learning rate"}),
-    ("gradient norm", {"gradient_norm": "before clipping"}),
-]
+def draw_curves(workdir: epath.PathLike, panels: Sequence[Panel], headline: str) -> None:
+    """Draws `curves.png` from `metrics.jsonl`.
 
-
-def draw_curves(workdir: epath.PathLike) -> None:
-    """Draws `curves.png` from `metrics.jsonl`."""
+    Args:
+        workdir: the work directory.
+        panels: what to draw, at most four.
+        headline: the metric of the evaluation whose best value stands in the title.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -213,7 +213,7 @@ def draw_curves(workdir: epath.PathLike) -> None:
 
     records = read_metrics(workdir)
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
-    for axis, (title, lines) in zip(axes.flat, _PANELS, strict=True):
+    for axis, (title, lines) in zip(axes.flat, panels, strict=False):
         for key, label in lines.items():
             points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
             if points:
@@ -224,9 +224,10 @@ def draw_curves(workdir: epath.PathLike) -> None:
         axis.grid(alpha=0.3)
         if axis.lines and len(lines) > 1:
             axis.legend()
-    best = max((r["validation_top1"] for r in records if r.get("validation_top1")), default=None)
+    key = f"validation_{headline}"
+    best = max((r[key] for r in records if r.get(key)), default=None)
     if best is not None:
-        title = f"{Path(str(workdir)).name}: best validation top-1 {best:.2%}"
+        title = f"{Path(str(workdir)).name}: best validation {headline} {best:.2%}"
         figure.suptitle(title, parse_math=False)
     _save(figure, epath.Path(workdir) / "curves.png")
     plt.close(figure)

@@ -3,23 +3,17 @@
 import dataclasses
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fastervit_jax.augmentation.device import AugmentationSettings, augment
 from fastervit_jax.models.pure_model import Arrays, PureModel
-from fastervit_jax.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated
-from fastervit_jax.parallel.partition import gather
-from fastervit_jax.runs.state import TrainState, ema_model
-from fastervit_jax.training.losses import mesa_divergence, soft_target_cross_entropy
-
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
-
-MESA_FACTOR = 50
-"""The constant that the official script multiplies the MESA weight by."""
+from fastervit_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
+from fastervit_jax.parallel.partition import GatheredModel
+from fastervit_jax.runs.state import TrainState
+from fastervit_jax.training.task import Batch, Metrics, Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +21,15 @@ class StepSettings:
     """What a step does beside the model and the optimizer.
 
     Attributes:
-        seed: of everything random in the step.
-        augmentation: what happens to images and labels on the device.
+        seed: seed of everything random in the step.
+        objective: what is minimized.
         ema_decay: decay of the EMA, per step.
-        mesa_weight: of the divergence from the EMA's answers; 0 leaves it out.
-        mesa_start: updates done before the first one with it.
-        accumulate: into how many parts a batch is cut that go through the network one by one.
+        accumulate: number of parts of a batch, which go through the network one after the other.
     """
 
     seed: int
-    augmentation: AugmentationSettings
+    objective: Objective
     ema_decay: float
-    mesa_weight: float = 0.0
-    mesa_start: int = 0
     accumulate: int = 1
 
 
@@ -51,26 +41,18 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step, not yet compiled (see `compile_train_step`).
 
-    Its batch has `image`, uint8 [N, H, W, 3], and `label`, int32 [N]. Its metrics are scalars:
-    `loss`, that of MESA included; `gradient_norm` before clipping; `mesa`, the divergence, where it
-    is on; `skipped`, 1 where loss or gradients were not finite. Such a step changes nothing but the
-    counts of steps.
+    Its metrics are scalars: `loss`; those of the objective; `gradient_norm` before clipping;
+    `skipped`, 1 where loss or gradients were not finite. Such a step changes nothing but the counts
+    of steps.
     """
-    # A mixing group that a device holds in part can only be mixed across devices.
-    held = settings.augmentation.group_size * batch_shards(mesh)
+    network = GatheredModel(model, mesh)
+    objective = settings.objective
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-        augmentation_key, dropout_key = jax.random.split(key)
-        whole_groups = len(batch["image"]) % held == 0
-        images, targets = augment(
-            augmentation_key,
-            batch["image"],
-            batch["label"],
-            settings.augmentation,
-            mesh=mesh if whole_groups else None,
-        )
-        gradients, (metrics, statistics) = _gradients(state, images, targets, dropout_key)
+        prepare_key, loss_key = jax.random.split(key)
+        prepared = objective.prepare(prepare_key, batch, mesh)
+        gradients, (metrics, statistics) = _gradients(state, prepared, loss_key)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
 
         metrics["gradient_norm"] = optax.tree.norm(gradients)
@@ -94,27 +76,27 @@ def make_train_step(
             skipped=state.skipped + metrics["skipped"],
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
         return new_state, metrics
 
-    def _gradients(state: TrainState, images: jax.Array, targets: jax.Array, key: jax.Array):
+    def _gradients(state: TrainState, batch: Batch, key: jax.Array):
         """Gradients of the loss, and (metrics, statistics), as means over the batch's parts."""
-        gradients_of = jax.value_and_grad(_loss, has_aux=True)
 
-        def of_part(index, images, targets):
+        def loss(params: Arrays, batch: Batch, key: jax.Array):
+            return objective.loss(network, params, state, batch, key)
+
+        def of_part(index, batch: Batch):
             part_key = jax.random.fold_in(key, index)
-            (loss, (mesa, statistics)), gradients = gradients_of(
-                state.params, state, images, targets, part_key
+            value_and_grad = jax.value_and_grad(loss, has_aux=True)
+            (value, (metrics, statistics)), gradients = value_and_grad(
+                state.params, batch, part_key
             )
-            metrics = {"loss": loss, "mesa": mesa} if settings.mesa_weight else {"loss": loss}
-            return gradients, (metrics, statistics)
+            return gradients, ({"loss": value, **metrics}, statistics)
 
         if settings.accumulate == 1:
-            return of_part(0, images, targets)
-        parts = (
-            jnp.arange(settings.accumulate),
-            _in_parts(images, settings.accumulate, mesh),
-            _in_parts(targets, settings.accumulate, mesh),
-        )
+            return of_part(0, batch)
+        in_parts = {name: _in_parts(a, settings.accumulate, mesh) for name, a in batch.items()}
+        parts = (jnp.arange(settings.accumulate), in_parts)
         shapes = jax.eval_shape(of_part, *jax.tree.map(lambda part: part[0], parts))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -123,25 +105,6 @@ def make_train_step(
 
         sums, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda total: total / settings.accumulate, sums)
-
-    def _loss(params: Arrays, state: TrainState, images, targets, key):
-        """The loss, and (divergence from the EMA's answers, updated statistics)."""
-        logits, statistics = model.train(
-            gather(params, mesh, but=model.looped), state.statistics, images, key
-        )
-        loss = soft_target_cross_entropy(logits, targets)
-        if not settings.mesa_weight:
-            return loss, (jnp.zeros_like(loss), statistics)
-
-        def divergence(_):
-            ema, ema_statistics = ema_model(state)
-            ema = gather(ema, mesh, but=model.looped)
-            teacher = model.infer(ema, ema_statistics, images)
-            return mesa_divergence(logits, teacher)
-
-        started = state.step >= settings.mesa_start
-        mesa = jax.lax.cond(started, divergence, lambda _: jnp.zeros_like(loss), None)
-        return loss + settings.mesa_weight * MESA_FACTOR * mesa, (mesa, statistics)
 
     return train_step
 

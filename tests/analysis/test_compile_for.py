@@ -7,15 +7,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from fastervit_jax.analysis import hlo
 from fastervit_jax.analysis.chips import CHIPS
 from fastervit_jax.analysis.compile_for import CompiledStep, Memory, describe, step_multiply_adds
 from fastervit_jax.analysis.multiply_adds import multiply_adds
-from fastervit_jax.models.layers import DepthwiseConv3x3
-from fastervit_jax.models.transformer import Attention, Mlp
 from fastervit_jax.runs.config import model_config
 from tests.small.run import ROOT, recipe
 
@@ -125,28 +122,6 @@ def test_the_compiler_agrees_with_the_multiply_adds_a_cycle(topology, kind, monk
     assert cost.unknown == ()
     share = cost.multiply_adds / cost.cycles / CHIPS[kind].multiply_adds_per_cycle
     assert 0.85 < share <= 1
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_the_network_is_laid_out_for_the_mesh_it_runs_on():
-    from fastervit_jax.analysis.compile_for import topology_devices
-    from fastervit_jax.parallel.mesh import make_mesh
-    from fastervit_jax.training.build import skeleton
-
-    config = recipe("smoke")
-    for devices, expected in (
-        (topology_devices("v5e:1x1"), "tpu"),
-        (jax.devices("cpu")[:1], "cpu"),
-    ):
-        model = skeleton(config, make_mesh(devices=devices))
-        parts = [part for _, part in nnx.iter_modules(model) if hasattr(part, "platform")]
-        assert {type(part) for part in parts} == {Attention, Mlp, DepthwiseConv3x3}
-        assert {part.platform for part in parts} == {expected}
-        assert model.pairs == (expected == "tpu")
-    mesh = make_mesh(devices=topology_devices("v5e:2x2"))
-    config.batch_size = 4 * 3
-    assert not skeleton(config, mesh).pairs
 
 
 @needs_libtpu

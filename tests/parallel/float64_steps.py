@@ -24,7 +24,8 @@ from fastervit_jax.parallel.mesh import batch_shards, make_mesh, place_batch
 from fastervit_jax.runs.config import batch_norm_group, mixing_group, model_config
 from fastervit_jax.runs.state import abstract_state, place_state
 from fastervit_jax.training import build
-from fastervit_jax.training.step import compile_train_step, make_train_step
+from fastervit_jax.training.classification import Classification
+from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 from tests.quick_compilation import QUICK_COMPILATION
 
 STEPS = 8
@@ -47,14 +48,20 @@ def main(_) -> None:
     jax.config.update("jax_enable_x64", True)
     _join_hosts()
     mesh = make_mesh(**config.mesh)
-    training, _ = build.open_data(config)
+    task = Classification()
+    training = task.open_data(config).training
     epoch_steps = steps_per_epoch(len(training), config.batch_size)
     optimizer = build.optimizer(config, build.learning_rate(config, epoch_steps))
-    settings = build.step_settings(
+    objective = task.objective(
         config, epoch_steps=epoch_steps, mixing_group=mixing_group(config, batch_shards(mesh))
     )
-    augmentation = dataclasses.replace(settings.augmentation, dtype=jnp.float64)
-    settings = dataclasses.replace(settings, augmentation=augmentation)
+    augmentation = dataclasses.replace(objective.augmentation, dtype=jnp.float64)
+    settings = StepSettings(
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
+        objective=dataclasses.replace(objective, augmentation=augmentation),
+    )
     model = _model(config)
     shapes = abstract_state(model, optimizer, mesh)
     step = compile_train_step(
@@ -62,7 +69,7 @@ def main(_) -> None:
     )
     state = place_state(model, optimizer, mesh)
     found, compiled = {}, None
-    with build.train_loader(config, training, 0, STEPS) as loader:
+    with task.train_loader(config, training, 0, STEPS) as loader:
         for number, batch in zip(itertools.count(1), loader, strict=False):
             placed = place_batch(batch, mesh)
             compiled = compiled or step.lower(state, placed).compile(QUICK_COMPILATION)

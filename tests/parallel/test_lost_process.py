@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.small import killed_run as tiny_run
+from tests.small import killed_run
 
 pytestmark = pytest.mark.slow
 
@@ -13,7 +13,7 @@ CHANGES = {"accumulate": 1, "mesa__weight": 0.0, "mesh__data": 2}
 
 
 def _start(workdir, tiny, **changes):
-    return tiny_run.start(
+    return killed_run.start(
         workdir, tiny / "data", tiny / "cache", processes=2, epochs=50, **CHANGES, **changes
     )
 
@@ -21,7 +21,7 @@ def _start(workdir, tiny, **changes):
 def _wait_for_step(workdir, step: int, processes) -> None:
     while all(process.poll() is None for process in processes):
         if (workdir / "metrics.jsonl").exists():
-            records = tiny_run.records(workdir)
+            records = killed_run.records(workdir)
             if records and records[-1]["step"] >= step:
                 return
         time.sleep(0.02)
@@ -48,16 +48,16 @@ def test_both_stop_at_the_same_step_whoever_is_asked(tiny, tmp_path):
         processes = _start(run, tiny)
         _wait_for_step(run, step + 3, processes)
         processes[asked].send_signal(signal.SIGTERM)
-        outputs = tiny_run.outputs_of(processes)
+        outputs = killed_run.outputs_of(processes)
         assert "Asked to stop" in outputs[asked]
         (said,) = {line for line in outputs[0].splitlines() if "Stopped after step" in line}
         if step:
-            assert f"Going on from step {step} of" in outputs[0]
+            assert f"Resuming from step {step} of" in outputs[0]
         step = int(said.split()[3])
         print(f"process {asked} was asked: both stopped after step {step}")
         assert (run / "checkpoints" / str(step)).is_dir()
-        assert max(r["step"] for r in tiny_run.records(run)) == step
-    epochs = step // tiny_run.EPOCH_STEPS + 1
+        assert max(r["step"] for r in killed_run.records(run)) == step
+    epochs = step // killed_run.EPOCH_STEPS + 1
     for workdir in (run, tmp_path / "whole"):
-        tiny_run.outputs_of(_start(workdir, tiny, stop_after_epochs=epochs))
-    assert not tiny_run.differences(run, tmp_path / "whole", epochs * tiny_run.EPOCH_STEPS)
+        killed_run.outputs_of(_start(workdir, tiny, stop_after_epochs=epochs))
+    assert not killed_run.differences(run, tmp_path / "whole", epochs * killed_run.EPOCH_STEPS)

@@ -17,11 +17,12 @@ import torch
 
 import tests.reference.conftest  # noqa: F401  (lets torchvision be imported)
 from fastervit_jax.augmentation.device import AugmentationSettings, normalize
+from fastervit_jax.augmentation.mixing import smooth_one_hot
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.parallel.mesh import make_mesh, place_batch
 from fastervit_jax.runs.state import new_state
-from fastervit_jax.training.losses import smooth_one_hot
+from fastervit_jax.training.classification import ClassificationObjective
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, make_train_step
 from fastervit_jax.weights.names import from_torch_layout, torch_name
@@ -134,13 +135,15 @@ def _our_steps(model: FasterViT, batches: list, dtype: str):
     settings = StepSettings(
         seed=0,
         ema_decay=0.9,
-        augmentation=AugmentationSettings(
-            num_classes=CLASSES,
-            group_size=BATCH,
-            mixing_probability=0.0,
-            smoothing=SMOOTHING,
-            erasing_probability=0.0,
-            dtype=jnp.dtype(dtype),
+        objective=ClassificationObjective(
+            AugmentationSettings(
+                num_classes=CLASSES,
+                group_size=BATCH,
+                mixing_probability=0.0,
+                smoothing=SMOOTHING,
+                erasing_probability=0.0,
+                dtype=jnp.dtype(dtype),
+            )
         ),
     )
     # Keeps the gradients as they come, before they are clipped.

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.small import killed_run as tiny_run
+from tests.small import killed_run
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ CHANGES = {
 
 def _run(workdir, root, mesh, *, processes=1, **more):
     data, fsdp = mesh
-    started = tiny_run.start(
+    started = killed_run.start(
         workdir,
         root / "data",
         root / "cache",
@@ -33,11 +33,11 @@ def _run(workdir, root, mesh, *, processes=1, **more):
         **CHANGES,
         **more,
     )
-    return tiny_run.outputs_of(started)[0]
+    return killed_run.outputs_of(started)[0]
 
 
 def _losses(workdir) -> list[float]:
-    return [record["loss"] for record in tiny_run.records(workdir) if "loss" in record]
+    return [record["loss"] for record in killed_run.records(workdir) if "loss" in record]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_losses_go_on_the_same(root, mesh, processes):
     workdir = root / f"on_{mesh[0]}x{mesh[1]}_{processes}"
     shutil.copytree(root / "half", workdir)
     output = _run(workdir, root, mesh, processes=processes)
-    assert "Going on from step 4 of 8" in output
+    assert "Resuming from step 4 of 8" in output
     losses, whole = _losses(workdir), _losses(root / "whole")
     assert losses[:4] == whole[:4]
     difference = np.max(np.abs(np.array(losses) - whole) / whole)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small import killed_run as tiny_run
+from tests.small import killed_run
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ MOMENTS = ("start-up", "step", "save", "evaluation")
 
 
 def _records(workdir: Path) -> list[dict]:
-    return tiny_run.records(workdir) if (workdir / "metrics.jsonl").exists() else []
+    return killed_run.records(workdir) if (workdir / "metrics.jsonl").exists() else []
 
 
 def _reached(workdir: Path, moment: str, step: int) -> bool:
@@ -30,7 +30,7 @@ def _reached(workdir: Path, moment: str, step: int) -> bool:
         return any(int(path.name.split(".")[0]) >= step for path in unfinished)
     records = _records(workdir)
     if moment == "evaluation":
-        epoch_end = -(-step // tiny_run.EPOCH_STEPS) * tiny_run.EPOCH_STEPS
+        epoch_end = -(-step // killed_run.EPOCH_STEPS) * killed_run.EPOCH_STEPS
         return bool(records) and records[-1]["step"] == epoch_end and "loss" in records[-1]
     return bool(records) and records[-1]["step"] >= step
 
@@ -38,13 +38,13 @@ def _reached(workdir: Path, moment: str, step: int) -> bool:
 def _start_and_kill(workdir: Path, root: Path, moment: str, rng: random.Random) -> str:
     """Starts a run and kills it; returns when."""
     process = subprocess.Popen(
-        tiny_run.command(workdir, root / "data"),
-        cwd=tiny_run.ROOT,
-        env=tiny_run.environment(root / "cache"),
+        killed_run.command(workdir, root / "data"),
+        cwd=killed_run.ROOT,
+        env=killed_run.environment(root / "cache"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    step = rng.randint(1, tiny_run.STEPS - 1)
+    step = rng.randint(1, killed_run.STEPS - 1)
     if moment == "start-up":
         delay, when = rng.uniform(0.5, 15), ""
     else:
@@ -63,10 +63,10 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tiny, seed):
     workdir = tiny / f"killed_{seed}"
     when = _start_and_kill(workdir, tiny, MOMENTS[seed % len(MOMENTS)], rng)
     left = len(_records(workdir))
-    result = tiny_run.run(workdir, tiny / "data", tiny / "cache")
+    result = killed_run.run(workdir, tiny / "data", tiny / "cache")
     assert result.returncode == 0, result.stderr
     went_on = [line for line in result.stdout.splitlines() if line.startswith("Going on")]
-    differing = tiny_run.differences(workdir, tiny / "whole")
+    differing = killed_run.differences(workdir, tiny / "whole")
     said = went_on[0].split(" in ")[0] if went_on else "Starting anew"
     print(f"run {seed}: killed at {when}, {left} records left. {said}. Differing: {differing}")
     assert not differing

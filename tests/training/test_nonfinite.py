@@ -9,11 +9,13 @@ from PIL import Image
 
 from fastervit_jax.data import open_source
 from fastervit_jax.data.order import example_index
-from fastervit_jax.training import loop, step
+from fastervit_jax.training import classification, loop
 from fastervit_jax.training.loop import train
 from fastervit_jax.training.nonfinite import BatchPlace, SkippedSteps, TooManySkippedError
-from tests.small import killed_run as tiny_run
+from tests.small import killed_run
 from tests.small.run import recipe
+
+TASK = classification.Classification()
 
 
 def _found(skipped, *, newest=True):
@@ -57,7 +59,7 @@ def test_places_count_positions_of_an_epoch():
 
 def _config(data, **changes):
     config = recipe("smoke")
-    flags = {**tiny_run.FLAGS, "accumulate": 1, "mesa.weight": 0.0, "mesh.data": 1, "epochs": 1}
+    flags = {**killed_run.FLAGS, "accumulate": 1, "mesa.weight": 0.0, "mesh.data": 1, "epochs": 1}
     flags |= {"data.train": f"folder:{data}/train", "data.validation": f"folder:{data}/validation"}
     config.update_from_flattened_dict({**flags, **changes})
     return config
@@ -67,7 +69,7 @@ def _config(data, **changes):
 def poison(monkeypatch):
     """Makes the images of chosen batches NaN on the device; returns (steps, labels seen)."""
     steps, seen, count = set(), [], [0]
-    true_augment, true_place = step.augment, loop.place_batch
+    true_augment, true_place = classification.augment, loop.place_batch
     monkeypatch.setattr(loop, "make_mesh", lambda **_: _one_device())
 
     def augment(key, images, labels, settings, **options):
@@ -81,7 +83,7 @@ def poison(monkeypatch):
             batch = {**batch, "image": np.full_like(batch["image"], 255)}
         return true_place(batch, mesh)
 
-    monkeypatch.setattr(step, "augment", augment)
+    monkeypatch.setattr(classification, "augment", augment)
     monkeypatch.setattr(loop, "place_batch", place_batch)
     return steps, seen, count
 
@@ -97,34 +99,38 @@ def _one_device():
 @pytest.mark.slow
 def test_bad_batches_change_nothing_and_too_many_end_the_run(poison, tmp_path):
     steps, seen, count = poison
-    tiny_run.write_images(tmp_path / "data")
-    train(_config(tmp_path / "data"), tmp_path / "clean")
+    killed_run.write_images(tmp_path / "data")
+    train(TASK, _config(tmp_path / "data"), tmp_path / "clean")
     clean_order = seen.copy()
 
-    # One: the order of what follows is the same, and the average stays finite.
+    # One: the order of what follows is the same, and the EMA stays finite.
     seen.clear()
     count[0] = 0
     steps.add(2)
-    train(_config(tmp_path / "data"), tmp_path / "one")
+    train(TASK, _config(tmp_path / "data"), tmp_path / "one")
     assert seen == clean_order
-    records = tiny_run.records(tmp_path / "one")
+    records = killed_run.records(tmp_path / "one")
     assert {"step": 2, "skipped_step": 2, "skipped_epoch": 0, "skipped_first": 8,
             "skipped_last": 15} in records  # fmt: skip
     losses = [r["loss"] for r in records if "loss" in r]
-    clean = [r["loss"] for r in tiny_run.records(tmp_path / "clean") if "loss" in r]
+    clean = [r["loss"] for r in killed_run.records(tmp_path / "clean") if "loss" in r]
     assert losses[0] == clean[0]
     assert losses[1] is None
     assert all(np.isfinite(losses[2:]))
     assert [r["skipped"] for r in records if "loss" in r] == [0, 1, 1, 1, 1]
     assert np.isfinite(records[-1]["validation_loss"])
-    state = tiny_run.final_state(tmp_path / "one", 5)
+    state = killed_run.final_state(tmp_path / "one", 5)
     assert all(np.all(np.isfinite(array)) for array in state.values())
 
     # Three in a row end the run.
     count[0] = 0
     steps |= {3, 4, 5}
     with pytest.raises(ValueError, match=r"The last 3 steps, up to step 4, .* not finite"):
-        train(_config(tmp_path / "data", max_skipped_in_a_row=3), tmp_path / "three")
+        train(
+            classification.Classification(),
+            _config(tmp_path / "data", max_skipped_in_a_row=3),
+            tmp_path / "three",
+        )
     evidence = json.loads((tmp_path / "three/not_finite/step_4.json").read_text())
     assert [batch["step"] for batch in evidence["batches"]] == [2, 3, 4]
     assert [image["position"] for image in evidence["images"]] == list(range(24, 32))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.small import killed_run as tiny_run
+from tests.small import killed_run
 
 ASK = """
 import sys, time
@@ -61,9 +61,9 @@ def test_a_stopped_run_goes_on_where_it_was(tiny, moment):
     """The signal goes to the whole process group, workers included, as schedulers send it."""
     workdir = tiny / moment.replace(" ", "_")
     process = subprocess.Popen(
-        tiny_run.command(workdir, tiny / "data", data__num_workers=2),
-        cwd=tiny_run.ROOT,
-        env=tiny_run.environment(tiny / "cache"),
+        killed_run.command(workdir, tiny / "data", data__num_workers=2),
+        cwd=killed_run.ROOT,
+        env=killed_run.environment(tiny / "cache"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -78,16 +78,16 @@ def test_a_stopped_run_goes_on_where_it_was(tiny, moment):
     step = int(said.split()[3])
     assert "start the same command again" in said
     assert (workdir / "checkpoints" / str(step)).is_dir()
-    assert max(r["step"] for r in tiny_run.records(workdir)) == step
-    result = tiny_run.run(workdir, tiny / "data", tiny / "cache")
+    assert max(r["step"] for r in killed_run.records(workdir)) == step
+    result = killed_run.run(workdir, tiny / "data", tiny / "cache")
     assert result.returncode == 0, result.stderr
-    assert f"Going on from step {step} of 10" in result.stdout
-    assert not tiny_run.differences(workdir, tiny / "whole")
+    assert f"Resuming from step {step} of 10" in result.stdout
+    assert not killed_run.differences(workdir, tiny / "whole")
 
 
 def _at(workdir, moment: str) -> bool:
     if moment == "start":
         return (workdir / "running.lock").exists() and (workdir / "config.json").exists()
-    records = tiny_run.records(workdir) if (workdir / "metrics.jsonl").exists() else []
-    step = 3 if moment == "step 3" else tiny_run.EPOCH_STEPS
+    records = killed_run.records(workdir) if (workdir / "metrics.jsonl").exists() else []
+    step = 3 if moment == "step 3" else killed_run.EPOCH_STEPS
     return bool(records) and records[-1]["step"] == step and "loss" in records[-1]

@@ -1,17 +1,11 @@
 """Every file of configs/ builds, is valid, and its whole step can be traced."""
 
 import jax
-import jax.numpy as jnp
 import pytest
-from flax import nnx
 
-from fastervit_jax.models import FasterViT
-from fastervit_jax.models.pure_model import PureModel
 from fastervit_jax.parallel.mesh import make_mesh
 from fastervit_jax.runs.config import check_config, mixing_group, model_config
-from fastervit_jax.runs.state import abstract_state
-from fastervit_jax.training import build
-from fastervit_jax.training.step import make_train_step
+from fastervit_jax.training import build, classification
 from tests.small.run import ROOT
 from tests.small.run import recipe as read_recipe
 
@@ -31,7 +25,7 @@ OFFICIAL = {  # REFERENCE.md §4: optimizer, decay, MESA, its first epoch, warm-
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_valid(name):
     check_config(read_recipe(name), batch_shards=8, hosts=2)
-    build.train_transform(read_recipe(name))
+    classification.train_transform(read_recipe(name))
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -42,7 +36,7 @@ def test_official_values(name):
     assert config.optimizer.name == optimizer
     assert config.optimizer.weight_decay == decay
     assert config.mesa.weight == mesa
-    assert build.mesa_start(config) == start
+    assert classification.mesa_start(config) == start
     assert config.optimizer.warmup_epochs == warmup
     assert model_config(config).drop_path_rate == drop_path
     assert (config.batch_size, config.epochs, config.cooldown_epochs) == (4096, 310, 10)
@@ -53,15 +47,15 @@ def test_official_values(name):
 def test_distorting_on_the_device_leaves_it_to_the_device():
     config = read_recipe("faster_vit_0_224")
     host, device = (
-        build.train_transform(config),
-        build.augmentation_settings(config, mixing_group=8),
+        classification.train_transform(config),
+        classification.augmentation_settings(config, mixing_group=8),
     )
     assert (host.flip, host.rand_augment) == (0.5, config.rand_augment)
     assert (device.flip_probability, device.rand_augment) == (0.0, None)
     config.distort_on_device = True
     host, device = (
-        build.train_transform(config),
-        build.augmentation_settings(config, mixing_group=8),
+        classification.train_transform(config),
+        classification.augmentation_settings(config, mixing_group=8),
     )
     assert (host.flip, host.rand_augment) == (0.0, "")
     assert device.flip_probability == 0.5
@@ -71,23 +65,13 @@ def test_distorting_on_the_device_leaves_it_to_the_device():
 def _trace(name: str, **changes) -> None:
     config = read_recipe(name)
     config.update(changes)
-    network = model_config(config)
-    dtype = jnp.dtype(config.model.dtype)
-    skeleton = nnx.eval_shape(lambda: FasterViT(network, dtype=dtype, rngs=nnx.Rngs(0)))
-    mesh = make_mesh()
-    optimizer = build.optimizer(config, build.learning_rate(config, 312))
-    settings = build.step_settings(config, epoch_steps=312, mixing_group=mixing_group(config, 8))
-    step = make_train_step(PureModel(skeleton), optimizer, settings, mesh)
-    state = abstract_state(skeleton, optimizer, mesh)
-    height, width = network.resolution
-    batch = {
-        "image": jax.ShapeDtypeStruct((config.batch_size, height, width, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-    }
-    new, metrics = jax.eval_shape(step, state, batch)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), state
+    task, mesh, steps = classification.Classification(), make_mesh(), 312
+    program = build.program(task, config, mesh, epoch_steps=steps)
+    step = build.train_step(
+        task, config, mesh, program, epoch_steps=steps, mixing_group=mixing_group(config, 8)
     )
+    # The step itself checks that the new state is like the old one.
+    _, metrics = jax.eval_shape(step, program.state, task.batch_shapes(config))
     assert metrics["loss"].shape == ()
 
 

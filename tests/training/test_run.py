@@ -93,7 +93,7 @@ def test_going_on_is_the_uninterrupted_run(run):
     _train(root / "whole", root / "data", epochs=2)
     _train(root / "parts", root / "data", epochs=2, stop_after_epochs=1)
     output = _train(root / "parts", root / "data", epochs=2)
-    assert "Going on from step 11 of 22" in output
+    assert "Resuming from step 11 of 22" in output
     whole, parts = (load_trained(root / name) for name in ("whole", "parts"))
     _assert_equal_weights(whole.model, parts.model)
     steps = [r["step"] for r in read_metrics(root / "parts") if "loss" in r]

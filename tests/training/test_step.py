@@ -15,13 +15,9 @@ from fastervit_jax.models import FasterViT, variant_config
 from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.parallel.mesh import make_mesh, place_batch
 from fastervit_jax.runs.state import abstract_state, new_state, place_state
+from fastervit_jax.training.classification import MESA_FACTOR, ClassificationObjective
 from fastervit_jax.training.optimizers import make_optimizer
-from fastervit_jax.training.step import (
-    MESA_FACTOR,
-    StepSettings,
-    compile_train_step,
-    make_train_step,
-)
+from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 from tests.quick_compilation import quick_jit, quickest_compilation
 
 NETWORK = variant_config(
@@ -39,7 +35,9 @@ NETWORK = variant_config(
 SETTINGS = StepSettings(
     seed=3,
     ema_decay=0.9,
-    augmentation=AugmentationSettings(num_classes=5, group_size=2, erasing_probability=0.5),
+    objective=ClassificationObjective(
+        AugmentationSettings(num_classes=5, group_size=2, erasing_probability=0.5)
+    ),
 )
 # SGD, because Adam turns the rounding noise of gradients that are truly zero into whole steps.
 OPTIMIZER = make_optimizer("sgd", learning_rate=0.05, weight_decay=0.01)
@@ -118,10 +116,8 @@ def test_same_on_other_meshes(single, sizes):
 
 def _assert_same_run(run, other):
     np.testing.assert_allclose(other[0], run[0], rtol=1e-5)
-    for name, array in run[1].average.items():
-        np.testing.assert_allclose(
-            other[1].average[name], array, rtol=2e-3, atol=2e-4, err_msg=name
-        )
+    for name, array in run[1].ema.items():
+        np.testing.assert_allclose(other[1].ema[name], array, rtol=2e-3, atol=2e-4, err_msg=name)
 
 
 def test_state_is_split_on_the_mesh():
@@ -135,7 +131,8 @@ def test_state_is_split_on_the_mesh():
 
 def _step_on_one_device(state, **changes):
     mesh = make_mesh(devices=jax.devices()[:1])
-    step = _compiled_step(dataclasses.replace(SETTINGS, **changes), mesh)
+    objective = dataclasses.replace(SETTINGS.objective, **changes)
+    step = _compiled_step(dataclasses.replace(SETTINGS, objective=objective), mesh)
     return step(state, place_batch(_batches(1)[0], mesh))
 
 
@@ -173,7 +170,7 @@ def test_a_step_without_finite_gradients_changes_nothing_but_the_counts():
     new, metrics = _step_on_one_device(state)
     assert int(metrics["skipped"]) == int(new.skipped) == int(new.skipped_in_a_row) == 1
     assert int(new.step) == 1
-    for part in ("params", "statistics", "average"):
+    for part in ("params", "statistics", "ema"):
         for name, array in getattr(before, part).items():
             np.testing.assert_array_equal(getattr(new, part)[name], array)
 
@@ -184,12 +181,14 @@ def test_step_against_its_definition():
     settings = StepSettings(
         seed=0,
         ema_decay=0.9,
-        augmentation=AugmentationSettings(
-            num_classes=5,
-            group_size=16,
-            mixing_probability=0.0,
-            smoothing=0.1,
-            erasing_probability=0.0,
+        objective=ClassificationObjective(
+            AugmentationSettings(
+                num_classes=5,
+                group_size=16,
+                mixing_probability=0.0,
+                smoothing=0.1,
+                erasing_probability=0.0,
+            )
         ),
     )
     module = FasterViT(network, rngs=nnx.Rngs(1))
@@ -225,7 +224,7 @@ def test_step_against_its_definition():
     for name, old in {**params, **statistics}.items():
         latest = np.asarray({**new.params, **new.statistics}[name])
         expected = 0.9 * np.asarray(old) + 0.1 * latest
-        np.testing.assert_allclose(new.average[name], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(new.ema[name], expected, rtol=1e-5, atol=1e-6)
 
 
 def _options() -> dict:

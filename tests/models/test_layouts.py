@@ -1,4 +1,4 @@
-"""What is laid out by platform, against plain NumPy in float64, and each against the others."""
+"""Each platform's layout against plain NumPy in float64, and against the other platforms'."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from flax import nnx
 from scipy.special import erf
 
 from fastervit_jax.models import variant_config
-from fastervit_jax.models.layers import DepthwiseConv3x3, lay_out
+from fastervit_jax.models.layers import DepthwiseConv3x3
 from fastervit_jax.models.transformer import Attention, Mlp
+from tests.small.layout import laid_out_for
 
 CONFIG = variant_config("faster_vit_0_224")
 WINDOWS, SIDE, IN_FRONT, WIDTH, HEADS = 3, 3, 2, 24, 4
@@ -43,12 +44,13 @@ def _check(module: nnx.Module, run: Callable, expected: Callable, shape: tuple[i
         return jnp.sum(out**2), out
 
     found = {}
-    for platform in ("cpu", "gpu", "tpu"):
-        lay_out(module, platform)
-        gradients, out = nnx.jit(nnx.grad(squares, argnums=(0, 1), has_aux=True))(module, x)
+    for platform in ("cpu", "cuda", "tpu"):
+        with laid_out_for(platform):
+            function = nnx.grad(squares, argnums=(0, 1), has_aux=True)
+            gradients, out = nnx.jit(function)(module, x)
         np.testing.assert_allclose(out, expected(x), rtol=1e-10, atol=1e-10, err_msg=platform)
         found[platform] = gradients
-    for platform in ("gpu", "tpu"):
+    for platform in ("cuda", "tpu"):
         jax.tree.map(
             lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9),
             found[platform],
@@ -111,10 +113,10 @@ def test_depthwise_convolution():
 def test_depthwise_convolution_in_bfloat16_sums_in_float32():
     convolution = DepthwiseConv3x3(WIDTH, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 6, WIDTH)), jnp.bfloat16)
-    lay_out(convolution, "any")
-    other = np.asarray(convolution(x), np.float32)
-    lay_out(convolution, "cpu")
-    out = convolution(x)
+    with laid_out_for("cuda"):
+        other = np.asarray(convolution(x), np.float32)
+    with laid_out_for("cpu"):
+        out = convolution(x)
     assert out.dtype == jnp.bfloat16
     # The other rounds once more, before the bias.
     np.testing.assert_allclose(np.asarray(out, np.float32), other, rtol=2**-7, atol=2**-8)
@@ -122,4 +124,22 @@ def test_depthwise_convolution_in_bfloat16_sums_in_float32():
     precise.dtype = jnp.float32
     kernel = convolution.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
     precise.kernel = nnx.Param(kernel)
-    np.testing.assert_array_equal(out, precise(x).astype(jnp.bfloat16))
+    with laid_out_for("cpu"):
+        np.testing.assert_array_equal(out, precise(x).astype(jnp.bfloat16))
+
+
+def test_the_platform_is_chosen_when_a_program_is_lowered():
+    """The depthwise convolution is a convolution on a TPU, and a sum on the CPU that runs this."""
+    convolution = DepthwiseConv3x3(WIDTH, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    traced = jax.jit(convolution).trace(jnp.zeros((1, 4, 4, WIDTH), jnp.float32))
+    counts = {
+        platform: traced.lower(lowering_platforms=(platform,))
+        .as_text()
+        .count("stablehlo.convolution")
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert {name: count > 0 for name, count in counts.items()} == {
+        "cpu": False,
+        "cuda": True,
+        "tpu": True,
+    }
