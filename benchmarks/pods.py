@@ -41,13 +41,11 @@ def compile_row(number: int, topology: str) -> dict:
     import places
 
     from fastervit_jax.analysis.compile_for import compile_for, describe
+    from fastervit_jax.runs.recipes import load_recipe
     from fastervit_jax.training.classification import Classification
 
     name = f"faster_vit_{number}_224"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = load_recipe(name)
     config.batch_size = BATCH_SIZE
     flags = flags_of(number, topology)
     config.update_from_flattened_dict(flags)

@@ -6,11 +6,11 @@ together on real images. RandAugment is milder than the recipe's, which 8 × 8 s
     python train.py --config=configs/digits_recipe.py --workdir=runs/digits_recipe
 """
 
-from configs.digits import get_config as digits_config
+from fastervit_jax.runs.recipes import load_recipe
 
 
 def get_config():
-    config = digits_config()
+    config = load_recipe("digits")
     config.rand_augment = "rand-m3-mstd0.5-inc1"
     config.mixup_alpha = 0.8
     config.cutmix_alpha = 1.0

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -11,10 +10,7 @@ from ml_collections import config_flags
 from fastervit_jax.data.paths import write_whole
 from fastervit_jax.models import FasterViT
 from fastervit_jax.runs.config import NEW_NAMES
-
-_PACKAGE = Path(__file__).parents[1]
-_RECIPES = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
-"""Where recipes are: in a checkout, and in an installed package."""
+from fastervit_jax.runs.recipes import recipe_file
 
 _LOST_AFTER = 30
 """Seconds without a sign of life after which the other processes of a run give one up."""
@@ -89,23 +85,6 @@ def define_config_flag() -> flags.FlagHolder:
     )
     flags.mark_flag_as_required("config")
     return config
-
-
-def recipe_file(name: str) -> str:
-    """The file of a recipe: `name` where it is a file, else a recipe of the package.
-
-    Raises:
-        ValueError: there is no such recipe; the message lists them.
-    """
-    if Path(name).is_file():
-        return name
-    recipes = {path.stem: path for folder in _RECIPES for path in sorted(folder.glob("*.py"))}
-    recipes.pop("__init__", None)
-    if name in recipes:
-        return str(recipes[name])
-    raise ValueError(
-        f"Invalid --config={name}: expected a file or one of {', '.join(sorted(recipes))}."
-    )
 
 
 def print_result(result: str, *, file: str | None = None) -> None:

@@ -14,7 +14,8 @@ from fastervit_jax.analysis.chips import CHIPS
 from fastervit_jax.analysis.compile_for import CompiledStep, Memory, describe, step_multiply_adds
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.runs.config import model_config
-from tests.small.run import ROOT, recipe
+from fastervit_jax.runs.recipes import load_recipe
+from tests.small.run import ROOT
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install libtpu"
@@ -89,7 +90,7 @@ def test_what_does_not_fit_says_what_would_help(changes, remedy):
 
 def test_multiply_adds_of_a_step():
     """Of a plain step: three passes without the first gradient to the images."""
-    config = recipe("faster_vit_0_224")
+    config = load_recipe("faster_vit_0_224")
     config.mesa.weight = 0.0
     count = multiply_adds(model_config(config))
     plain = step_multiply_adds(config, 256)

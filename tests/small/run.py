@@ -1,7 +1,8 @@
 """A run that is small enough for every test: digits, a tiny network, a few steps."""
 
-import importlib.util
 from pathlib import Path
+
+from fastervit_jax.runs.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,18 +21,9 @@ FLAGS = {
 }
 
 
-def recipe(name: str):
-    """The config of a file of configs/."""
-    path = ROOT / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
 def small_config(data_dir, **changes):
     """The digits recipe, made small; changes are dotted keys with `__` for dots."""
-    config = recipe("digits")
+    config = load_recipe("digits")
     config.data.data_dir = str(data_dir)
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     config.update_from_flattened_dict({**FLAGS, **changes})

@@ -9,11 +9,11 @@ from PIL import Image
 
 from fastervit_jax.data import open_source
 from fastervit_jax.data.order import example_index
+from fastervit_jax.runs.recipes import load_recipe
 from fastervit_jax.training import classification, loop
 from fastervit_jax.training.loop import train
 from fastervit_jax.training.nonfinite import BatchPlace, SkippedSteps, TooManySkippedError
 from tests.small import killed_run
-from tests.small.run import recipe
 
 TASK = classification.Classification()
 
@@ -58,7 +58,7 @@ def test_places_count_positions_of_an_epoch():
 
 
 def _config(data, **changes):
-    config = recipe("smoke")
+    config = load_recipe("smoke")
     flags = {**killed_run.FLAGS, "accumulate": 1, "mesa.weight": 0.0, "mesh.data": 1, "epochs": 1}
     flags |= {"data.train": f"folder:{data}/train", "data.validation": f"folder:{data}/validation"}
     config.update_from_flattened_dict({**flags, **changes})

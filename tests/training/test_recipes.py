@@ -5,9 +5,9 @@ import pytest
 
 from fastervit_jax.parallel.mesh import make_mesh
 from fastervit_jax.runs.config import check_config, mixing_group, model_config
+from fastervit_jax.runs.recipes import load_recipe
 from fastervit_jax.training import build, classification
 from tests.small.run import ROOT
-from tests.small.run import recipe as read_recipe
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 BIG = [name for name in NAMES if name.startswith(("faster_vit_", "finetune_"))]
@@ -24,13 +24,13 @@ OFFICIAL = {  # REFERENCE.md §4: optimizer, decay, MESA, its first epoch, warm-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_valid(name):
-    check_config(read_recipe(name), batch_shards=8, hosts=2)
-    classification.train_transform(read_recipe(name))
+    check_config(load_recipe(name), batch_shards=8, hosts=2)
+    classification.train_transform(load_recipe(name))
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_values(name):
-    config = read_recipe(name)
+    config = load_recipe(name)
     optimizer, decay, mesa, start, warmup, drop_path = OFFICIAL[name]
     assert config.model.name == name
     assert config.optimizer.name == optimizer
@@ -45,7 +45,7 @@ def test_official_values(name):
 
 
 def test_distorting_on_the_device_leaves_it_to_the_device():
-    config = read_recipe("faster_vit_0_224")
+    config = load_recipe("faster_vit_0_224")
     host, device = (
         classification.train_transform(config),
         classification.augmentation_settings(config, mixing_group=8),
@@ -63,7 +63,7 @@ def test_distorting_on_the_device_leaves_it_to_the_device():
 
 
 def _trace(name: str, **changes) -> None:
-    config = read_recipe(name)
+    config = load_recipe(name)
     config.update(changes)
     task, mesh, steps = classification.Classification(), make_mesh(), 312
     program = build.program(task, config, mesh, epoch_steps=steps)
