@@ -5,6 +5,7 @@ fastervit convert --model=NAME --weights=DIR --to_torch=FILE.pth.tar
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -14,17 +15,19 @@ from fastervit_jax.weights.convert import convert_checkpoint, export_to_torch
 
 def command() -> Callable[[list[str]], None]:
     """Defines the flags of `fastervit convert`, and returns what runs it."""
-    model = flags.DEFINE_string("model", None, "Official model name, such as faster_vit_0_224.")
-    checkpoint = flags.DEFINE_string(
-        "checkpoint", None, "The torch or safetensors file to convert."
+    model: Any = flags.DEFINE_string(
+        "model", None, "Official model name, such as faster_vit_0_224."
     )
-    output = flags.DEFINE_string("output", None, "The directory to write.")
-    weights = flags.DEFINE_string(
+    checkpoint: Any = flags.DEFINE_string(
+        "checkpoint", None, "Torch or safetensors file to convert."
+    )
+    output: Any = flags.DEFINE_string("output", None, "The directory to write.")
+    weights: Any = flags.DEFINE_string(
         "weights",
         None,
         "What to convert back: a converted directory, or train.py's work directory.",
     )
-    to_torch = flags.DEFINE_string("to_torch", None, "The torch file to write.")
+    to_torch: Any = flags.DEFINE_string("to_torch", None, "The torch file to write.")
     ema = flags.DEFINE_bool("ema", False, "Take the EMA of the weights.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace what stands at the output.")
     model_options = define_model_flags()

@@ -108,7 +108,7 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
 
     def options() -> dict[str, Any]:
         names = ("resolution", "window_size", "hat", "ct_size", "num_classes")
-        given = {name: flags.FLAGS[name].value for name in names}
+        given: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
         for name, kind in (("resolution", int), ("window_size", int), ("hat", _boolean)):
             if given[name] is not None:
                 given[name] = tuple(_converted(name, text, kind) for text in given[name])

@@ -64,6 +64,8 @@ class LayerAttention:
 
         The mean over heads, and over the region's carrier tokens.
         """
+        if self.carriers is None:
+            raise ValueError(f"Stage {self.stage} has no carrier tokens at this size.")
         size = self.ct_size
         rows = slice(row * size, (row + 1) * size)
         columns = slice(column * size, (column + 1) * size)

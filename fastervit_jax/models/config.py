@@ -86,7 +86,7 @@ class FasterViTConfig:
     attn_drop_rate: float = 0.0
 
     def __post_init__(self):
-        self._normalise()
+        self._normalize()
         _check_options(self)
         for stage in ATTENTION_STAGES:
             if self.depths[stage]:
@@ -112,17 +112,17 @@ class FasterViTConfig:
     def geometry(self, stage: int) -> StageGeometry:
         """Sizes of an attention stage, for images of `resolution`.
 
-        The official code plans windows on a map whose sides are rounded *down*, yet its
-        convolutions round up. Where it plans a single window it has no carrier tokens, even if the
-        real map then holds more (any_res at 120×120). Where it plans more windows than one, but
-        not those of the real map (225×225), it cannot run; here the real map counts, as it does in
-        the official network built for sides rounded up to multiples of 32.
+        The official code plans windows on a map whose sides are rounded *down*, but its
+        convolutions round up. Where it plans a single window, it has no carrier tokens, even if
+        the real map holds more windows (any_res at 120×120). Where it plans several windows, but
+        not those of the real map (225×225), it fails. Here the real map counts, as in the official
+        network built for sides rounded up to multiples of 32.
         """
         window = self.window_size[stage]
         size = self.map_size(stage)
         grid = (math.ceil(size[0] / window), math.ceil(size[1] / window))
         one_window = max(grid) == 1 or self._planned_grid(stage) == (1, 1)
-        return StageGeometry(size, grid, bool(self.hat[stage]) and not one_window)
+        return StageGeometry(size, grid, self._marked(stage) and not one_window)
 
     def _planned_grid(self, stage: int) -> tuple[int, ...]:
         """Windows that the official code plans for a stage: on a map rounded down."""
@@ -136,11 +136,15 @@ class FasterViTConfig:
         The any-resolution network owns it in every stage marked in `hat`, even where one window
         covers the map and it goes unused.
         """
-        if not self.depths[stage] or not self.hat[stage]:
+        if not self.depths[stage] or not self._marked(stage):
             return False
         return self.any_res or self.geometry(stage).hierarchical
 
-    def _normalise(self):
+    def _marked(self, stage: int) -> bool:
+        """Whether a stage is marked in `hat`."""
+        return self.hat is None or bool(self.hat[stage])
+
+    def _normalize(self):
         """Accepts lists for tuples, one number for a square resolution, and None for `hat`."""
         if self.hat is None:
             object.__setattr__(self, "hat", (True,) * 4)
@@ -165,7 +169,7 @@ def _check_options(config: FasterViTConfig) -> None:
         _check_whole_numbers(name, (getattr(config, name),), least=1)
     _check_whole_numbers("num_classes", (config.num_classes,), least=0)
 
-    for flag in config.hat:
+    for flag in config.hat or ():
         _check_flag("hat", flag)
     for name in ("any_res", "qkv_bias", "layer_norm_last", "do_propagation"):
         _check_flag(name, getattr(config, name))
@@ -173,7 +177,8 @@ def _check_options(config: FasterViTConfig) -> None:
     _check_number("mlp_ratio", config.mlp_ratio)
     if int(config.mlp_ratio * config.dim) < 1:
         raise ValueError(
-            f"mlp_ratio={config.mlp_ratio} leaves the MLPs no hidden channels: 4 is usual."
+            f"Invalid mlp_ratio={config.mlp_ratio}: expected at least one hidden channel per MLP "
+            f"(4 is usual)."
         )
     for name in ("qk_scale", "layer_scale", "layer_scale_conv"):
         if getattr(config, name) is not None:
@@ -182,13 +187,13 @@ def _check_options(config: FasterViTConfig) -> None:
         rate = getattr(config, name)
         _check_number(name, rate)
         if not 0 <= rate < 1:
-            raise ValueError(f"{name}={rate} is not a probability: give 0 ≤ {name} < 1.")
+            raise ValueError(f"Invalid {name}={rate}: expected a probability, 0 ≤ {name} < 1.")
 
     height, width = config.resolution
     if not config.any_res and height != width:
         raise ValueError(
-            f"resolution={height}×{width} is not square, but this network is: use an any_res one, "
-            f"which takes any height and width."
+            f"Invalid resolution={height}×{width}: expected a square image. An any_res network "
+            f"takes any height and width."
         )
 
 
@@ -198,12 +203,13 @@ def _check_attention_stage(config: FasterViTConfig, stage: int) -> None:
     heads, window = config.num_heads[stage], config.window_size[stage]
     if width % heads:
         raise ValueError(
-            f"Stage {number} has width {width} (dim={config.dim} × {2**stage}), which its "
-            f"num_heads={heads} do not divide: choose dim or num_heads so that they do."
+            f"Invalid num_heads={heads} in stage {number}: must divide its width {width} "
+            f"(dim={config.dim} × {2**stage}). Change num_heads or dim."
         )
     if window < 2:
         raise ValueError(
-            f"window_size={window} in stage {number}: relative positions need 2 or more."
+            f"Invalid window_size={window} in stage {number}: expected 2 or more, which relative "
+            f"positions need."
         )
     geometry = config.geometry(stage)
     if not config.any_res and geometry.map_size[0] % window:
@@ -218,8 +224,8 @@ def _untiled(config: FasterViTConfig, number: int, side: int, window: int) -> st
     lower = resolution // unit * unit
     nearest = " or ".join(str(multiple) for multiple in (lower, lower + unit) if multiple)
     return (
-        f"resolution={resolution} gives stage {number} a map of {side}×{side}, which windows of "
-        f"{window}×{window} do not tile: use a multiple of {unit} ({nearest}), another "
+        f"Invalid resolution={resolution}: stage {number} gets a map of {side}×{side}, which "
+        f"windows of {window}×{window} do not tile. Use a multiple of {unit} ({nearest}), another "
         f"window_size, or an any_res network, which pads."
     )
 
@@ -229,13 +235,13 @@ def _check_carrier_tokens(
 ) -> None:
     if config.ct_size > window:
         raise ValueError(
-            f"ct_size={config.ct_size} asks for more carrier tokens than the {window}×{window} "
-            f"windows of stage {number} have positions: use ct_size ≤ {window}."
+            f"Invalid ct_size={config.ct_size}: expected at most {window}, the side of the windows "
+            f"of stage {number}."
         )
     if math.isqrt(config.ct_size**2 * grid[0] * grid[1]) < 2:
         raise ValueError(
-            f"ct_size={config.ct_size} leaves stage {number}, with {grid[0]}×{grid[1]} windows, "
-            f"fewer than the 4 carrier tokens that relative positions need: use ct_size=2, or "
+            f"Invalid ct_size={config.ct_size}: stage {number}, with {grid[0]}×{grid[1]} windows, "
+            f"gets fewer than 4 carrier tokens, which relative positions need. Use ct_size=2 or "
             f"another resolution."
         )
 
@@ -243,20 +249,22 @@ def _check_carrier_tokens(
 def _check_length(config: FasterViTConfig, name: str, length: int, meaning: str) -> None:
     value = getattr(config, name)
     if not isinstance(value, tuple) or len(value) != length:
-        raise ValueError(f"{name}={value!r} should be {meaning}.")
+        raise ValueError(f"Invalid {name}={value!r}: expected {meaning}.")
 
 
 def _check_whole_numbers(name: str, values: tuple, *, least: int) -> None:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise ValueError(f"{name} has {value!r}: give whole numbers of {least} or more.")
+            raise ValueError(
+                f"Invalid value {value!r} in {name}: expected whole numbers of {least} or more."
+            )
 
 
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} should be a finite number.")
+        raise ValueError(f"Invalid {name}={value!r}: expected a finite number.")
 
 
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise ValueError(f"{name} has {value!r}: give True or False.")
+        raise ValueError(f"Invalid value {value!r} in {name}: expected True or False.")

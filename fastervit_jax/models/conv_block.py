@@ -48,8 +48,8 @@ class ConvBlock(nnx.Module):
 def _normed(convolution: nnx.Conv, norm: nnx.Module, x: jax.Array) -> jax.Array:
     """A convolution with bias, then its norm.
 
-    The mean that a batch norm takes away in training has the bias in it: the bias's gradient is
-    zero. What the sum over the map leaves of it is rounding, and costs a pass over the map
+    Batch norm in training subtracts the mean, and the bias with it, so the gradient of the bias is
+    zero. Computing it would cost a pass over the map and return rounding errors
     (benchmarks/NOTES.md).
     """
     if _in_training(norm):

@@ -1,8 +1,8 @@
-"""A network for inference alone: what does not depend on the image is computed once.
+"""A network for inference only: everything that does not depend on the image is computed once.
 
-- Batch norms are folded into the convolutions before them, the last one into the head behind it.
-- Position embeddings and biases are kept as what their networks gave for this size.
-- Drop path and dropout are gone, and no array is a parameter or a statistic: `model.train()` does
+- Batch norms are folded into the convolutions before them, the last one into the head after it.
+- Position embeddings and biases are stored as values for this image size.
+- Drop path and dropout are removed. No array is a parameter or a statistic: `model.train()` does
   nothing, and an optimizer finds nothing to train.
 """
 
@@ -27,14 +27,14 @@ class Constant(nnx.Variable):
 
 
 class Identity(nnx.Module):
-    """Stands where a layer was that has been folded away."""
+    """Takes the place of a layer that was folded into another one."""
 
     def __call__(self, x: jax.Array, **_) -> jax.Array:
         return x
 
 
 class Affine(nnx.Module):
-    """What is left of a batch norm that nothing takes up: x · multiplier + shift."""
+    """A batch norm that could not be folded into a neighbor: x · multiplier + shift."""
 
     def __init__(self, norm: BatchNorm):
         self.dtype = norm.dtype
@@ -46,7 +46,7 @@ class Affine(nnx.Module):
 
 
 class Computed(nnx.Module):
-    """Stands for a position network: returns what it gave."""
+    """Takes the place of a position network: returns its stored output."""
 
     def __init__(self, value: jax.Array):
         self.value = Constant(value)
@@ -56,15 +56,15 @@ class Computed(nnx.Module):
 
 
 def deployed(model: FasterViT) -> FasterViT:
-    """A copy of a model for inference alone; the model itself is not changed.
+    """A copy of a model for inference only; the model itself is not changed.
 
     Logits and features agree with the model's to rounding (1e-5 of the largest in float32).
 
     Raises:
-        ValueError: the model is a deployed one already.
+        ValueError: the model is already deployed.
     """
     if model.deployed:
-        raise ValueError("The model is deployed already.")
+        raise ValueError("Invalid call of deploy(): the model is already deployed.")
     model = nnx.clone(model)
     model.eval()
     _fold_convolutions(model)
@@ -83,8 +83,8 @@ def _fold_convolutions(model: FasterViT) -> None:
             setattr(block, norm, Identity())
 
 
-def _fold(convolution: nnx.Conv, norm: BatchNorm) -> None:
-    """Makes a convolution give what the batch norm behind it would."""
+def _fold(convolution: Any, norm: BatchNorm) -> None:
+    """Makes a convolution compute what it and the batch norm after it compute."""
     multiplier, shift = _affine(norm)
     convolution.kernel[...] *= multiplier
     if convolution.use_bias:
@@ -100,13 +100,13 @@ def _affine(norm: BatchNorm) -> tuple[jax.Array, jax.Array]:
 
 
 def _fold_last_norm(model: FasterViT) -> None:
-    """Folds the last batch norm into the head: averaging over positions lies between, and commutes.
+    """Folds the last batch norm into the head. The average over positions between them commutes.
 
-    Without a linear head, a multiplier and a shift are left. A layer norm stays as it is.
+    Without a linear head, a multiplier and a shift remain. A layer norm stays as it is.
     """
     if not isinstance(model.norm, BatchNorm):
         return
-    head = model.head
+    head: Any = model.head
     if type(head) not in (Linear, nnx.Linear) or not head.use_bias:
         model.norm = Affine(model.norm)
         return

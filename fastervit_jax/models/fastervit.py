@@ -68,14 +68,14 @@ class FasterViT(nnx.Module):
         """Classifies images.
 
         Args:
-            images: normalised, [N, H, W, channels], floating point.
+            images: normalized, [N, H, W, channels], floating point.
             rngs: the source of randomness, for training mode with drop path or dropout.
 
         Returns:
             Logits [N, num_classes], float32 (pooled features [N, num_features] without a head).
 
         Raises:
-            ValueError: the images are not what the model was built for; the message says what is.
+            ValueError: the model was not built for such images; the message says what to do.
         """
         return self.classify(self.features(images, rngs=rngs)[-1])
 
@@ -125,28 +125,32 @@ class FasterViT(nnx.Module):
         return resized(self, resolution)
 
     def deploy(self) -> "FasterViT":
-        """A copy for inference alone, which computes the same with less (see `models.deploy`)."""
+        """A copy for inference only, which computes the same with less (see `models.deploy`)."""
         return deployed(self)
 
     def _check_images(self, images: jax.Array):
         channels = self.config.in_chans
-        expected = f"normalised images [N, height, width, {channels}], floating point"
+        expected = f"normalized images [N, height, width, {channels}], floating point"
         if not hasattr(images, "shape") or not hasattr(images, "dtype"):
-            raise ValueError(f"The images are a {type(images).__name__}; expected {expected}.")
+            raise ValueError(f"Invalid images: expected {expected}, got {type(images).__name__}.")
         if len(images.shape) != 4:
             hint = " For one image, use images[None]." if len(images.shape) == 3 else ""
-            raise ValueError(f"The images have shape {images.shape}; expected {expected}.{hint}")
+            raise ValueError(
+                f"Invalid images: expected {expected}, got shape {images.shape}.{hint}"
+            )
         if images.shape[-1] != channels:
             hint = ""
             if images.shape[1] == channels:
                 hint = " They look channels-first: use images.transpose(0, 2, 3, 1)."
-            raise ValueError(f"The images have shape {images.shape}; expected {expected}.{hint}")
+            raise ValueError(
+                f"Invalid images: expected {expected}, got shape {images.shape}.{hint}"
+            )
         if 0 in images.shape:
-            raise ValueError(f"The images have shape {images.shape}: there are none.")
+            raise ValueError(f"Invalid images: expected at least one, got shape {images.shape}.")
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
-                f"The images are {images.dtype}; expected {expected}: divide by 255, subtract the "
-                f"mean and divide by the standard deviation first."
+                f"Invalid images: expected {expected}, got {images.dtype}. Divide by 255, subtract "
+                f"the mean and divide by the standard deviation first."
             )
 
 
@@ -157,7 +161,7 @@ def _checked_dtype(dtype) -> jnp.dtype:
     except TypeError:
         checked = None
     if checked is None or not jnp.issubdtype(checked, jnp.floating):
-        raise ValueError(f"dtype={dtype!r}: compute in jnp.float32 or jnp.bfloat16.")
+        raise ValueError(f"Invalid dtype={dtype!r}: expected jnp.float32 or jnp.bfloat16.")
     return checked
 
 

@@ -1,12 +1,16 @@
 """Hierarchical attention (paper, section 3.2 and figure 4).
 
-A map is cut into windows. Every window owns a few carrier tokens, a summary of it. In each block
-the carrier tokens of all windows attend to each other, which is how information crosses windows;
-then each window's tokens and its own carrier tokens attend to each other. Cost grows with the
-number of windows, not with its square times the tokens.
+A map is cut into windows. Every window owns a few carrier tokens, which summarize it. Each block
+has two steps:
+
+1. The carrier tokens of all windows attend to each other. This is how information crosses windows.
+2. Each window's tokens and its own carrier tokens attend to each other.
+
+The cost of the second step, which is most of it, grows linearly with the number of windows.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +22,17 @@ from fastervit_jax.models.layers import DepthwiseConv3x3, full_precision
 from fastervit_jax.models.position import PositionEmbedding
 from fastervit_jax.models.transformer import TransformerLayer
 from fastervit_jax.models.windows import (
-    carriers_to_picture,
+    carriers_to_map,
+    map_to_carriers,
     map_to_windows,
-    picture_to_carriers,
 )
 
 
 class CarrierTokenizer(nnx.Module):
     """Makes carrier tokens from a map: a depthwise convolution, then an average pool.
 
-    The reference's `TokenInitializer`. [N, H, W, C], whole windows → [N, windows·ct², C] by window.
+    [N, H, W, C], whole windows → [N, windows·ct², C], by window (the reference's
+    `TokenInitializer`).
     """
 
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
@@ -47,9 +52,9 @@ class CarrierTokenizer(nnx.Module):
         return map_to_windows(pooled, self.ct_size).reshape(n, -1, channels)
 
     def _pool_size(self, side: int, stride: int) -> int:
-        """Side of the pools that begin every `stride` positions, the last ending with the map.
+        """Side of the pools. One begins every `stride` positions, and the last ends with the map.
 
-        Where ct_size does not divide the window, pools overlap.
+        The pools overlap where ct_size does not divide the window size.
         """
         pools = side // self.window_size * self.ct_size
         return side - (pools - 1) * stride
@@ -58,7 +63,8 @@ class CarrierTokenizer(nnx.Module):
 class HierarchicalAttentionBlock(nnx.Module):
     """One block of an attention stage (the reference's `HAT`).
 
-    Where the stage is not hierarchical, or one window covers the map, this is window attention.
+    In a stage without carrier tokens, or where one window covers the map, this is plain window
+    attention.
     """
 
     def __init__(self, config: FasterViTConfig, stage: int, block: int, *, dtype, rngs: nnx.Rngs):
@@ -71,6 +77,9 @@ class HierarchicalAttentionBlock(nnx.Module):
         is_last = block == config.depths[stage] - 1
         self.propagates = is_last and config.do_propagation
 
+        # A layer, or None in a stage without carrier tokens.
+        self.carrier_position: Any
+        self.carrier_layer: Any
         self.window_position = PositionEmbedding(width, dtype=dtype, rngs=rngs)
         self.window_layer = TransformerLayer(config, width, heads, rate, dtype=dtype, rngs=rngs)
         self.carrier_position = (
@@ -91,10 +100,16 @@ class HierarchicalAttentionBlock(nnx.Module):
         grid: tuple[int, int],
         rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """One block for the windows of a grid of (rows, columns), and their carrier tokens.
+        """Runs the block.
 
-        Windows [N·windows, side², C] and carrier tokens [N, windows·ct², C], by window, or None
-        → the same.
+        Args:
+            windows: [N·windows, side², C].
+            carriers: carrier tokens [N, windows·ct², C], by window; or None.
+            grid: (rows, columns) of windows.
+            rngs: the source of randomness for drop path and dropout.
+
+        Returns:
+            Windows and carrier tokens, of the same shapes.
         """
         windows = windows + self.window_position(self.window_size).astype(windows.dtype)
         if carriers is None:
@@ -120,28 +135,28 @@ class HierarchicalAttentionBlock(nnx.Module):
         self, carriers: jax.Array, grid: tuple[int, int], rngs: nnx.Rngs | None
     ) -> jax.Array:
         """Lets the carrier tokens of all windows attend to each other."""
-        picture = carriers_to_picture(carriers, self.ct_size, grid)
-        # The side of the carriers' picture, or of the largest square in it where it is not one.
-        side = math.isqrt(picture.shape[1])
+        x = carriers_to_map(carriers, self.ct_size, grid)
+        # Side of the carrier map; of the largest square with as many tokens if it is not square.
+        side = math.isqrt(x.shape[1])
         if grid[0] == grid[1]:
-            picture = picture + self.carrier_position(side).astype(picture.dtype)
-        picture = self.carrier_layer(picture, side, rngs)
-        # The reference exchanges height and width here, and only here. It changes nothing on a
-        # square grid; on others being faithful means the same.
-        return picture_to_carriers(picture, self.ct_size, grid[::-1])
+            x = x + self.carrier_position(side).astype(x.dtype)
+        x = self.carrier_layer(x, side, rngs)
+        # The reference exchanges height and width in this step alone. On a square grid nothing
+        # changes; on other grids, being faithful means the same exchange.
+        return map_to_carriers(x, self.ct_size, grid[::-1])
 
     def _propagated(self, per_window: jax.Array) -> jax.Array:
-        """Carrier tokens [N·windows, ct², C] for each position of their window: [.., side², C]."""
+        """Carrier tokens [N·windows, ct², C], upsampled to their window: [N·windows, side², C]."""
         scale = self.carrier_layer.attention_scale
-        picture = per_window if scale is None else scale(per_window)
-        picture = picture.reshape(-1, self.ct_size, self.ct_size, picture.shape[-1])
-        # Nearest neighbour, with torch's float32 index; without a gather, which is slow on TPUs.
+        x = per_window if scale is None else scale(per_window)
+        x = x.reshape(-1, self.ct_size, self.ct_size, x.shape[-1])
+        # Nearest neighbor with torch's float32 index. No gather, because TPUs are slow at it.
         ratio = np.float32(self.ct_size / self.window_size)
         near = np.floor(np.arange(self.window_size, dtype=np.float32) * ratio).astype(int)
         times = np.bincount(near, minlength=self.ct_size)
         for axis in (1, 2):
-            parts = jnp.split(picture, self.ct_size, axis)
-            picture = jnp.concatenate(
+            parts = jnp.split(x, self.ct_size, axis)
+            x = jnp.concatenate(
                 [jnp.repeat(part, n, axis) for part, n in zip(parts, times, strict=True)], axis
             )
-        return picture.reshape(-1, self.window_size**2, picture.shape[-1])
+        return x.reshape(-1, self.window_size**2, x.shape[-1])

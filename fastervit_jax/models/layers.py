@@ -1,6 +1,7 @@
 """Layers as the reference computes them, with its initial weights."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,9 @@ def full_precision(dtype) -> jnp.dtype:
 
 
 def _in_a_row(draw):
-    """An initializer that draws with a shape of one axis: the same numbers.
+    """An initializer that draws a flat array and reshapes it: the numbers are the same.
 
-    XLA unrolls the loops over short axes on CPU, and takes seconds to compile the draw of one small
-    kernel.
+    XLA for CPU unrolls loops over short axes. Compiling the draw of one small kernel takes seconds.
     """
 
     def initializer(key, shape, dtype=jnp.float32):
@@ -95,6 +95,8 @@ def _uniform(fan_in: int):
 class DepthwiseConv3x3(nnx.Conv):
     """A 3×3 convolution of each channel by itself, padded by one; initial weights as `conv3x3`."""
 
+    bias: Any
+
     def __init__(self, features: int, *, dtype, rngs: nnx.Rngs):
         uniform = _uniform(fan_in=9)
         super().__init__(
@@ -116,10 +118,10 @@ class DepthwiseConv3x3(nnx.Conv):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x·Φ(x) with Φ the normal distribution function, as torch has it.
+    """The exact GELU, x·Φ(x), where Φ is the normal distribution function (torch's default).
 
-    Computed in float32 or wider. For bfloat16 a fit serves (`fitted_gelu`), whose error is below
-    that type's rounding of all but results near zero: TPUs are slow at erf (benchmarks/NOTES.md).
+    Computed in float32 or wider. bfloat16 inputs use `fitted_gelu`, because erf is slow on TPUs
+    (benchmarks/NOTES.md). Its error is smaller than bfloat16's rounding, except near zero.
     """
     wide = x.astype(full_precision(x.dtype))
     if x.dtype == jnp.bfloat16:
@@ -137,10 +139,10 @@ def fitted_gelu(x: jax.Array) -> jax.Array:
 
 
 def one_pass_variance(dtype) -> bool:
-    """Whether a variance may be taken as mean(x²) − mean(x)², which reads x once instead of twice.
+    """Whether a variance is computed as mean(x²) − mean(x)², which reads x once instead of twice.
 
-    In float32 that loses about mean² · 2⁻²⁴. Inputs of 16 bits have lost mean² · 2⁻²² or more to
-    their own rounding; for wider ones the second pass, as torch has it, is worth its time.
+    In float32 this loses about mean² · 2⁻²⁴. 16-bit inputs have lost mean² · 2⁻²² or more to their
+    own rounding, so the loss does not matter there. Wider inputs take two passes, as in torch.
     """
     return jnp.finfo(dtype).bits <= 16
 
@@ -158,7 +160,7 @@ def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.L
 
 
 def _only_the_input(arrays, /, *, dtype=None, inexact=True):
-    """A norm's `promote_dtype`: input, scale, bias; Flax's own would round the last two as well."""
+    """A norm's `promote_dtype` that leaves scale and bias in float32; Flax's would round them."""
     del inexact
     x, scale, bias = arrays
     return x.astype(dtype), scale, bias
@@ -167,15 +169,18 @@ def _only_the_input(arrays, /, *, dtype=None, inexact=True):
 class BatchNorm(nnx.BatchNorm):
     """Batch norm over all axes but the last, with torch's running statistics.
 
-    Normalisation uses the biased variance of the batch, the running average the unbiased one
-    (`torch.nn.BatchNorm2d`; Flax's own averages the biased one). Statistics and normalisation are
+    The output uses the biased variance of the batch. The running average uses the unbiased one, as
+    `torch.nn.BatchNorm2d` (Flax's own averages the biased one). Statistics and normalization are
     in float32 or wider, whatever the type of the input.
 
     Attributes:
-        group_size: in training, how many images in a row are normalised together, as on one device
-            of the reference; the running averages take the mean over the groups. None: all of them.
-            `model.set_attributes(group_size=128)` sets it in a whole model.
+        group_size: in training, how many consecutive images are normalized together, as on one
+            GPU of the reference. The running averages use the mean over the groups. None: all
+            images. `model.set_attributes(group_size=128)` sets it in a whole model.
     """
+
+    scale: Any
+    bias: Any
 
     def __init__(self, features: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
         super().__init__(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
@@ -184,12 +189,12 @@ class BatchNorm(nnx.BatchNorm):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(full_precision(self.dtype))
         if self.use_running_average:
-            return self._normalised(x, self.mean[...], self.var[...])
+            return self._normalize(x, self.mean[...], self.var[...])
         groups = x.reshape(-1, self.group_size or len(x), *x.shape[1:])
         mean, var = self._update_statistics(groups)
-        return self._normalised(groups, mean, var).reshape(x.shape)
+        return self._normalize(groups, mean, var).reshape(x.shape)
 
-    def _normalised(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         multiplier = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
 
@@ -198,8 +203,9 @@ class BatchNorm(nnx.BatchNorm):
         count = math.prod(groups.shape[1:]) // self.num_features
         if count < 2:
             raise ValueError(
-                f"Batch norm in training mode needs more than one value a channel; its groups are "
-                f"{groups.shape[1:]}. Use a larger batch or image, or model.eval()."
+                f"Invalid input of batch norm in training mode: expected more than one value per "
+                f"channel, got groups of {groups.shape[1:]}. Use a larger batch or image, or "
+                f"model.eval()."
             )
         axes = tuple(range(1, groups.ndim - 1))
         mean = jnp.mean(groups, axes, keepdims=True)
@@ -218,7 +224,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class Dropout(nnx.Dropout):
-    """Dropout that says what is missing where it has nothing to draw from."""
+    """Dropout that refuses to run without random numbers, with a sentence."""
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         if self.rate > 0 and not self.deterministic:
@@ -227,14 +233,14 @@ class Dropout(nnx.Dropout):
 
 
 class DropPath(nnx.Module):
-    """Drops a branch for whole entries of the first axis, scaling the kept ones by 1/keep.
+    """Sets a branch to zero for whole entries of the first axis, and scales the others by 1/keep.
 
-    Stochastic depth (Huang et al., 2016), as `timm.layers.DropPath`. The first axis is images in a
-    convolution block and for carrier tokens, windows in window attention.
+    Stochastic depth (Huang et al., 2016), as `timm.layers.DropPath`. The first axis is the image in
+    convolution blocks and for carrier tokens, and the window in window attention.
 
     Attributes:
         keep: probability of keeping an entry; in a loop over blocks, a scalar array.
-        deterministic: whether all are kept (inference).
+        deterministic: keep all entries (inference).
     """
 
     def __init__(self, rate: float):
@@ -249,17 +255,18 @@ class DropPath(nnx.Module):
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         if self.deterministic or (isinstance(self.keep, float | int) and self.keep == 1):
             return x
-        _check_streams(rngs)
+        rngs = _check_streams(rngs)
         keep = jnp.asarray(self.keep, full_precision(x.dtype))
         kept = jax.random.bernoulli(rngs.dropout(), keep, (len(x), *(1,) * (x.ndim - 1)))
         return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
 
 
-def _check_streams(rngs) -> None:
-    # A bare key would serve every branch, and all would draw the same.
+def _check_streams(rngs: nnx.Rngs | None) -> nnx.Rngs:
+    # A bare key would give every branch the same random numbers.
     if not isinstance(rngs, nnx.Rngs):
         raise ValueError(
-            f"In training mode drop path and dropout draw random numbers, from an nnx.Rngs "
-            f"with a dropout stream, not from {type(rngs).__name__}: call "
+            f"Invalid rngs: drop path and dropout need an nnx.Rngs with a dropout stream in "
+            f"training mode, got {type(rngs).__name__}. Call "
             f"model(images, rngs=nnx.Rngs(dropout=seed)), or model.eval() first."
         )
+    return rngs

@@ -73,13 +73,13 @@ def split_heads(
     return by_platform(x, kernel, tpu=tokens_last, default=one_product)
 
 
-def merge_heads(values: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def merge_heads(values: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """A linear layer on the values of all heads together.
 
     Args:
         values: [N, heads, T, d].
         kernel: [heads · d, C].
-        bias: [C].
+        bias: [C], or None.
 
     Returns:
         [N, T, C].
@@ -92,7 +92,8 @@ def merge_heads(values: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Ar
     def tokens_last(values, kernel):
         return jnp.einsum("nhtd,hdc->ntc", values, kernel.reshape(heads, channels, -1))
 
-    return by_platform(values, kernel, tpu=tokens_last, default=one_product) + bias
+    out = by_platform(values, kernel, tpu=tokens_last, default=one_product)
+    return out if bias is None else out + bias
 
 
 def depthwise_conv3x3(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:

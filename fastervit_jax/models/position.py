@@ -1,7 +1,7 @@
-"""Positions, learnt by small networks from coordinates.
+"""Position embeddings and biases: small networks that map coordinates to values.
 
-Both networks see fixed coordinates, so their outputs depend on the weights alone: once a forward
-pass, whatever the batch.
+The coordinates are fixed, so the outputs depend on the weights alone. They are computed once per
+forward pass, whatever the batch.
 """
 
 import jax
@@ -33,14 +33,14 @@ class CoordinateNetwork(nnx.Module):
 
 
 class PositionEmbedding(nnx.Module):
-    """What is added to a square of tokens (the reference's `PosEmbMLPSwinv1D`)."""
+    """A position embedding for a square of tokens (the reference's `PosEmbMLPSwinv1D`)."""
 
     def __init__(self, features: int, *, dtype, rngs: nnx.Rngs):
         self.network = CoordinateNetwork(features, dtype=dtype, rngs=rngs)
 
     @staticmethod
     def coordinates(side: int) -> np.ndarray:
-        """What the network sees: (i − side//2) / (side//2) for rows and columns, [side², 2]."""
+        """Input of the network: (i − side//2) / (side//2) for rows and columns, [side², 2]."""
         half = side // 2
         return (_coordinates(0, side - 1) - half) / half
 
@@ -50,11 +50,11 @@ class PositionEmbedding(nnx.Module):
 
 
 class RelativePositionBias(nnx.Module):
-    """What is added to the attention logits of a square of tokens (`PosEmbMLPSwinv2D`).
+    """A bias for the attention logits of a square of tokens (the reference's `PosEmbMLPSwinv2D`).
 
     A network over log-spaced relative coordinates query − key, then 16 · sigmoid: the continuous
-    position bias of Swin Transformer V2. Tokens in front of the square (carrier tokens before their
-    window's, or those that a picture which is not square has too many) get zero bias.
+    position bias of Swin Transformer V2. Tokens in front of the square get zero bias: the carrier
+    tokens in front of a window's tokens, or the surplus carriers of a map that is not square.
     """
 
     def __init__(self, num_heads: int, *, dtype, rngs: nnx.Rngs):
@@ -62,40 +62,37 @@ class RelativePositionBias(nnx.Module):
 
     @staticmethod
     def coordinates(side: int) -> np.ndarray:
-        """What the network sees: all relative positions in a square, [(2·side − 1)², 2].
+        """Input of the network: all relative positions in a square, [(2·side − 1)², 2].
 
-        From the last to the first of the reference's, which makes it the order of key − query.
+        In the reverse order of the reference's table, which makes it the order of key − query.
         """
         reach = side - 1
         scaled = _coordinates(-reach, reach)[::-1] / reach * 8
         return np.sign(scaled) * np.log2(np.abs(scaled) + 1) / np.log2(8)
 
     def __call__(self, tokens: int, side: int) -> jax.Array:
-        """The bias of `tokens` tokens, the last side² a square: [heads, tokens, tokens].
-
-        The second axis is the query's, the third the key's.
-        """
+        """The bias [heads, queries, keys] of `tokens` tokens, whose last side² form a square."""
         table = 16 * jax.nn.sigmoid(self.network(self.coordinates(side)))
         table = table.T.reshape(-1, 2 * side - 1, 2 * side - 1)
         # [heads, query's row, key's row, query's column, key's column]
-        bias = _of_pairs(_of_pairs(table, axis=1), axis=3)
+        bias = _by_query_and_key(_by_query_and_key(table, axis=1), axis=3)
         bias = bias.swapaxes(2, 3).reshape(-1, side**2, side**2)
         in_front = tokens - side**2
         return jnp.pad(bias, ((0, 0), (in_front, 0), (in_front, 0)))
 
 
-def _of_pairs(table: jax.Array, axis: int) -> jax.Array:
-    """Spreads an axis of values by relative position, key − query, over all pairs of positions.
+def _by_query_and_key(table: jax.Array, axis: int) -> jax.Array:
+    """Replaces an axis of relative positions, key − query, by two: query and key.
 
-    An axis of the 2·side − 1 values from −(side − 1) on becomes two: the side positions of the
-    query and the side positions of the key. Only copies and slices: accelerators have no fast
-    gather, and its gradient is a scatter.
+    The axis has 2·side − 1 values, from −(side − 1) on; the two new ones have side positions each.
+    This uses copies and slices only: accelerators have no fast gather, and its gradient is a
+    scatter.
     """
     side = (table.shape[axis] + 1) // 2
     period = 2 * side
     values = jnp.moveaxis(table, axis, -1)
     values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
-    # Rows that are one shorter than the period: each begins one further to the left in it.
+    # Rows that are one shorter than the period: each begins one position further to the left.
     lead = values.shape[:-1]
     rows = jnp.broadcast_to(values[..., None, :], (*lead, side, period)).reshape(*lead, -1)
     rows = rows[..., : side * (period - 1)].reshape(*lead, side, period - 1)

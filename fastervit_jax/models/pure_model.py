@@ -59,19 +59,19 @@ class PureModel:
         self._inference = nnx.graphdef(model)
 
     def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
-        """Logits of normalised images, in inference mode."""
+        """Logits of normalized images, in inference mode."""
         model = nnx.merge(self._inference, unflatten(params), unflatten(statistics))
         return model(images)
 
     def train(
         self, params: Arrays, statistics: Arrays, images: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Arrays]:
-        """Logits of normalised images in training mode, and the updated statistics.
+        """Logits of normalized images in training mode, and the updated statistics.
 
         Args:
             params: parameters by dotted name.
             statistics: batch-norm statistics before this batch.
-            images: normalised, [N, H, W, channels].
+            images: normalized, [N, H, W, channels].
             key: random key for drop path and dropout.
         """
         model = nnx.merge(self._training, unflatten(params), unflatten(statistics))

@@ -22,7 +22,8 @@ def resized(model: FasterViT, resolution: int | tuple[int, int]) -> FasterViT:
     """
     if model.deployed:
         raise ValueError(
-            "A deployed model is made for one size: call model.at_resolution(…).deploy()."
+            "Invalid call of at_resolution(): a deployed model works for one size. Call "
+            "model.at_resolution(…).deploy()."
         )
     size: Any = resolution  # the configuration takes one side too
     config = dataclasses.replace(model.config, resolution=size, any_res=True)
@@ -64,15 +65,15 @@ def _check_weights(stage: AttentionStage) -> None:
     height, width = stage.resolution
     rows, columns = stage.geometry.window_grid
     explanation = (
-        f"At {height}×{width}, stage {stage.number} has {rows}×{columns} windows, and the model "
-        f"has no weights for"
+        f"Invalid resolution {height}×{width}: stage {stage.number} gets {rows}×{columns} windows, "
+        f"and the model has no weights for"
     )
     if any(block.carrier_layer is None for block in stage.blocks):
         raise ValueError(
-            f"{explanation} their carrier tokens: it was built for a size with one window."
+            f"{explanation} their carrier tokens. It was built for a size with one window."
         )
     if stage.geometry.square and any(block.carrier_position is None for block in stage.blocks):
         raise ValueError(
             f"{explanation} the positions of their carrier tokens, which only square grids of "
-            f"windows have: it was built for a grid that is not square."
+            f"windows have. It was built for a grid that is not square."
         )

@@ -43,7 +43,7 @@ def scan_blocks(
     arrays = [flatten(nnx.state(block)) for block in blocks]
     keep = jnp.asarray([block.window_layer.drop_path.keep for block in blocks])
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *arrays)
-    all_keys = None if keys[0] is None else jnp.stack(keys)
+    all_keys = None if None in keys else jnp.stack([key for key in keys if key is not None])
 
     def body(tokens: Tokens, of_block):
         arrays, keep, key = of_block

@@ -1,6 +1,7 @@
 """The two kinds of stages: convolution blocks on maps, attention blocks on windows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -20,8 +21,9 @@ class ConvStage(nnx.Module):
     """Convolution blocks, one after the other: [N, H, W, C] → same.
 
     Attributes:
-        remat: in training, keep what enters each block and compute the rest again for the gradient:
-            less memory, more work, the same result. `stage.set_attributes(remat=True)` sets it.
+        remat: in training, keep only the input of each block, and compute the rest again for the
+            gradient: less memory, more work, the same result.
+            `stage.set_attributes(remat=True)` sets it.
     """
 
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
@@ -49,10 +51,9 @@ class AttentionStage(nnx.Module):
 
     Attributes:
         remat: as of `ConvStage`.
-        scan: run the blocks as one loop over their stacked weights. The result is the same; the
-            program, and the time to compile it, do not grow with the number of blocks.
+        scan: run the blocks as one loop over their stacked weights (`models.scan`).
             `stage.set_attributes(scan=True)` sets it.
-        gather: in that loop, what brings a block's arrays together where they are used
+        gather: in that loop, brings a block's arrays together where they are used
             (`parallel.partition`); None where they are whole.
     """
 
@@ -65,7 +66,7 @@ class AttentionStage(nnx.Module):
         self.any_res = config.any_res
         self.resolution = config.resolution
         self.geometry = config.geometry(stage)
-        self.carrier_tokenizer = (
+        self.carrier_tokenizer: Any = (
             CarrierTokenizer(config, stage, dtype=dtype, rngs=rngs)
             if config.has_carrier_tokenizer(stage)
             else None
@@ -116,19 +117,19 @@ class AttentionStage(nnx.Module):
         height, width = x.shape[1:3]
         window = self.window_size
         remedy = (
-            f"This model is built for images of {self.resolution[0]}×{self.resolution[1]}: resize "
+            f"This model is built for images of {self.resolution[0]}×{self.resolution[1]}. Resize "
             f"the image, or use model.at_resolution((height, width))."
         )
         if not self.any_res and (height % window or width % window):
             raise ValueError(
-                f"The image gives stage {self.number} a map of {height}×{width}, which windows of "
-                f"{window}×{window} do not tile. {remedy}"
+                f"Invalid image size: stage {self.number} gets a map of {height}×{width}, which "
+                f"windows of {window}×{window} do not tile. {remedy}"
             )
         grid = (-(-height // window), -(-width // window))
         if self.geometry.hierarchical and grid != self.geometry.window_grid:
             rows, columns = self.geometry.window_grid
             raise ValueError(
-                f"The image gives stage {self.number} a map of {height}×{width}, "
+                f"Invalid image size: stage {self.number} gets a map of {height}×{width}, that is "
                 f"{grid[0]}×{grid[1]} windows, but its carrier tokens are planned for "
                 f"{rows}×{columns} windows. {remedy}"
             )

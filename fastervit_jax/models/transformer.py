@@ -75,7 +75,7 @@ class Mlp(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """Multiplies each channel by a learnt factor (Touvron et al., 2021)."""
+    """Multiplies each channel by a learned factor (Touvron et al., 2021)."""
 
     def __init__(self, initial: float, width: int):
         self.gamma = nnx.Param(jnp.full(width, initial, jnp.float32))
@@ -85,15 +85,15 @@ class LayerScale(nnx.Module):
 
 
 def layer_scale(initial: float | None, width: int) -> "LayerScale | None":
-    """A layer scale, or none where the configuration has none."""
+    """A layer scale, or None where the configuration has none."""
     return None if initial is None else LayerScale(initial, width)
 
 
 class TransformerLayer(nnx.Module):
-    """Attention, then an MLP, each on normed tokens and added to the stream: [N, T, C] → same.
+    """Attention, then an MLP, each with a norm before it and added to x: [N, T, C] → same.
 
-    The last side² of the T tokens form a square, whose positions the attention knows.
-    Drop path drops a branch for one entry of the first axis: one image's carriers, or one window.
+    The last side² of the T tokens form a square, whose positions the attention knows. Drop path
+    drops a branch for one entry of the first axis: the carriers of one image, or one window.
     """
 
     def __init__(

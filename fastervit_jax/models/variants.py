@@ -75,15 +75,15 @@ def variant_config(name: str, **overrides) -> FasterViTConfig:
     any_res = VARIANTS[name].get("any_res", False)
     if overrides.get("any_res", any_res) is not any_res:
         raise ValueError(
-            f"any_res is part of a model's name, and {name} is {'' if any_res else 'not '}one: "
-            f"choose among {', '.join(VARIANTS)}."
+            f"Invalid any_res={overrides['any_res']} for {name}: any_res is part of a model's "
+            f"name. Choose one of {', '.join(VARIANTS)}."
         )
     try:
         return FasterViTConfig(**{**VARIANTS[name], **overrides})
     except ValueError as error:
         hint = ""
         if not any_res and not {"resolution", "window_size"}.isdisjoint(overrides):
-            hint = f" The any_res sibling of {name} is {any_res_sibling(name)}."
+            hint = f" The any_res model of {name} is {any_res_sibling(name)}."
         raise ValueError(f"{name}: {error}{hint}") from None
 
 
@@ -92,4 +92,4 @@ def _check_known(kind: str, name: str, known: Iterable[str]) -> None:
         return
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"Nearest: {', '.join(near)}. " if near else ""
-    raise ValueError(f"Unknown {kind} {name!r}. {hint}All: {', '.join(known)}.")
+    raise ValueError(f"Invalid {kind} {name!r}. {hint}All: {', '.join(known)}.")

@@ -1,8 +1,11 @@
 """Moving tokens between maps, windows and carrier tokens.
 
-Maps are [N, H, W, C]. Windows are [N·windows, side², C], the windows of an image in row-major
-order, as are the tokens in a window. Carrier tokens have two orders, both [N, windows·ct², C]: by
-window (as windows are), or as the rows of one picture in which every window owns a ct × ct square.
+Maps are [N, H, W, C]. Windows are [N·windows, side², C]: the windows of an image are in row-major
+order, and so are the tokens of a window.
+
+Carrier tokens are [N, windows·ct², C], in one of two orders. *By window*: the ct² carriers of the
+first window, then those of the second. *As a map*: row by row of one carrier map, in which every
+window owns a ct × ct square.
 """
 
 import jax
@@ -33,15 +36,15 @@ def windows_to_map(x: jax.Array, window: int, grid: tuple[int, int]) -> jax.Arra
     return x.swapaxes(2, 3).reshape(-1, rows * window, columns * window, channels)
 
 
-def carriers_to_picture(x: jax.Array, ct_size: int, grid: tuple[int, int]) -> jax.Array:
-    """Orders carrier tokens [N, windows·ct², C] as one picture (`ct_dewindow` of the reference)."""
+def carriers_to_map(x: jax.Array, ct_size: int, grid: tuple[int, int]) -> jax.Array:
+    """Orders carrier tokens [N, windows·ct², C] as a map (the reference's `ct_dewindow`)."""
     n, tokens, channels = x.shape
     return windows_to_map(x, ct_size, grid).reshape(n, tokens, channels)
 
 
-def picture_to_carriers(x: jax.Array, ct_size: int, grid: tuple[int, int]) -> jax.Array:
-    """Orders carrier tokens [N, windows·ct², C] by window (`ct_window` of the reference)."""
+def map_to_carriers(x: jax.Array, ct_size: int, grid: tuple[int, int]) -> jax.Array:
+    """Orders carrier tokens [N, windows·ct², C] by window (the reference's `ct_window`)."""
     n, tokens, channels = x.shape
     rows, columns = grid
-    picture = x.reshape(n, rows * ct_size, columns * ct_size, channels)
-    return map_to_windows(picture, ct_size).reshape(n, tokens, channels)
+    carrier_map = x.reshape(n, rows * ct_size, columns * ct_size, channels)
+    return map_to_windows(carrier_map, ct_size).reshape(n, tokens, channels)

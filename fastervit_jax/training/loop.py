@@ -68,10 +68,11 @@ def _train(
         workdir, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
     about = run_identity(config, *data)
-    start, state = _resume(checkpoints, program.state, about, config, times, workdir)
-    if state is None:
+    start, restored = _resume(checkpoints, program.state, about, config, times, workdir)
+    if restored is None:
         about |= {"mixing_group": mixing_group(config, batch_shards(mesh)), "damaged_images": 0}
-        state = build.initial_state(task, config, mesh, program)
+        restored = build.initial_state(task, config, mesh, program)
+    state: TrainState = restored
     save_config(config, workdir)
 
     train_step = build.train_step(

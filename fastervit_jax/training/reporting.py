@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import jax
 from absl import logging
@@ -42,7 +43,9 @@ class Reporter:
         """
         self._path = workdir / "metrics.jsonl"
         self._records = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
-        self._file = self._board = self._wandb = None
+        self._file: IO[str] | None = None
+        self._board: _Board | None = None
+        self._wandb: Any = None
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
@@ -68,7 +71,8 @@ class Reporter:
                 self._file.flush()
             elif time.monotonic() - self._written > _REMOTE_EVERY:
                 self._write_all()
-            self._board.write(record)
+            if self._board is not None:
+                self._board.write(record)
         except OSError as error:
             raise OSError(
                 f"{self._path.parent} cannot be written to ({error.strerror or error}): make room "
@@ -108,7 +112,8 @@ class Reporter:
                 if self._file is not None:
                     self._file.close()
             with contextlib.suppress(OSError):
-                self._board.close()
+                if self._board is not None:
+                    self._board.close()
         if self._wandb:
             self._wandb.finish()
 

@@ -76,9 +76,9 @@ def test_saved_and_loaded(tmp_path):
 
 
 REFUSED = [
-    ("faster_vit_0_224", {}, 0, "resolution has 0"),
+    ("faster_vit_0_224", {}, 0, "Invalid value 0 in resolution"),
     ("faster_vit_0_224", {}, (96, 96, 3), "one side or (height, width)"),
-    ("faster_vit_0_224", {}, "96", "resolution has '96'"),
+    ("faster_vit_0_224", {}, "96", "Invalid value '96' in resolution"),
     ("faster_vit_0_any_res", dict(resolution=64), 128, "has no weights for their carrier tokens"),
     ("faster_vit_0_any_res", dict(resolution=(96, 160)), 128, "which only square grids"),
 ]
@@ -91,5 +91,5 @@ def test_refusals(name, options, size, message):
 
 
 def test_after_deployment():
-    with pytest.raises(ValueError, match=re.escape("call model.at_resolution(…).deploy()")):
+    with pytest.raises(ValueError, match=re.escape("Call model.at_resolution(…).deploy()")):
         small_model().deploy().at_resolution(256)

@@ -84,5 +84,5 @@ def test_bfloat16():
 
 
 def test_twice():
-    with pytest.raises(ValueError, match="deployed already"):
+    with pytest.raises(ValueError, match="already deployed"):
         small_model().deploy().deploy()

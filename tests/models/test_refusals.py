@@ -13,54 +13,60 @@ from fastervit_jax.models import FasterViTConfig, abstract_model, variant_config
 from tests.small.network import SMALL
 
 UNKNOWN = [
-    ("faster_vit_0", {}, "Unknown model 'faster_vit_0'. Nearest: faster_vit_"),
+    ("faster_vit_0", {}, "Invalid model 'faster_vit_0'. Nearest: faster_vit_"),
     ("fastervit_3_224", {}, "Nearest: faster_vit_3_224"),
     ("resnet50", {}, "All: faster_vit_0_224"),
-    (0, {}, "Unknown model 0"),
-    ("faster_vit_0_224", dict(depth=3), "Unknown model option 'depth'. Nearest: depths"),
+    (0, {}, "Invalid model 0"),
+    ("faster_vit_0_224", dict(depth=3), "Invalid model option 'depth'. Nearest: depths"),
     ("faster_vit_0_224", dict(any_res=True), "any_res is part of a model's name"),
 ]
 SIZES = [
-    (dict(resolution=225), "windows of 7×7 do not tile: use a multiple of 112 (224 or 336)"),
-    (dict(resolution=225), "The any_res sibling of faster_vit_0_224 is faster_vit_0_any_res"),
-    (dict(resolution=(224, 448)), "resolution=224×448 is not square"),
-    (dict(resolution=(224, 448)), "sibling of faster_vit_0_224 is faster_vit_0_any_res"),
-    (dict(resolution=32), "use a multiple of 112 (112)"),
-    (dict(resolution=0), "resolution has 0: give whole numbers of 1 or more"),
-    (dict(resolution=-224), "resolution has -224"),
-    (dict(resolution=224.0), "resolution has 224.0: give whole numbers"),
-    (dict(resolution="224"), "resolution has '224'"),
-    (dict(resolution=(224, 224, 3)), "should be one side or (height, width), in pixels"),
-    (dict(window_size=7), "window_size=7 should be a value for each of the four stages"),
-    (dict(window_size=(7, 7, 7)), "window_size=(7, 7, 7) should be a value for each"),
-    (dict(window_size=(7, 7, 1, 7)), "window_size=1 in stage 3: relative positions need 2"),
-    (dict(window_size=(7, 7, 7.0, 7)), "window_size has 7.0"),
+    (dict(resolution=225), "windows of 7×7 do not tile. Use a multiple of 112 (224 or 336)"),
+    (dict(resolution=225), "The any_res model of faster_vit_0_224 is faster_vit_0_any_res"),
+    (dict(resolution=(224, 448)), "Invalid resolution=224×448: expected a square image"),
+    (dict(resolution=(224, 448)), "model of faster_vit_0_224 is faster_vit_0_any_res"),
+    (dict(resolution=32), "Use a multiple of 112 (112)"),
+    (dict(resolution=0), "Invalid value 0 in resolution: expected whole numbers of 1 or more"),
+    (dict(resolution=-224), "Invalid value -224 in resolution"),
+    (dict(resolution=224.0), "Invalid value 224.0 in resolution: expected whole numbers"),
+    (dict(resolution="224"), "Invalid value '224' in resolution"),
+    (dict(resolution=(224, 224, 3)), "expected one side or (height, width), in pixels"),
+    (dict(window_size=7), "Invalid window_size=7: expected a value for each of the four stages"),
+    (dict(window_size=(7, 7, 7)), "window_size=(7, 7, 7): expected a value for each"),
+    (dict(window_size=(7, 7, 1, 7)), "window_size=1 in stage 3: expected 2 or more"),
+    (dict(window_size=(7, 7, 7.0, 7)), "Invalid value 7.0 in window_size"),
 ]
 OPTIONS = [
-    (dict(num_heads=(2, 4, 3, 16)), "width 256 (dim=64 × 4), which its num_heads=3 do not divide"),
-    (dict(num_heads=(2, 4, 0, 16)), "num_heads has 0"),
-    (dict(depths=(2, 3, 6)), "depths=(2, 3, 6) should be a value for each of the four stages"),
-    (dict(depths=(2, 3, -6, 5)), "depths has -6"),
-    (dict(depths="2365"), "depths='2365' should be a value for each of the four stages"),
-    (dict(dim="64"), "dim has '64': give whole numbers of 1 or more"),
-    (dict(dim=64.0), "dim has 64.0"),
-    (dict(dim=True), "dim has True"),
-    (dict(in_dim=0), "in_dim has 0"),
-    (dict(in_chans=0), "in_chans has 0"),
-    (dict(ct_size=0), "ct_size has 0"),
-    (dict(ct_size=8), "ct_size=8 asks for more carrier tokens than the 7×7 windows of stage 3"),
-    (dict(num_classes=-1), "num_classes has -1"),
-    (dict(hat=(True, False)), "hat=(True, False) should be a value for each of the four stages"),
-    (dict(hat=("false", "false", "true", "false")), "hat has 'false': give True or False"),
-    (dict(qkv_bias="no"), "qkv_bias has 'no': give True or False"),
-    (dict(mlp_ratio=0), "mlp_ratio=0 leaves the MLPs no hidden channels"),
-    (dict(mlp_ratio=None), "mlp_ratio=None should be a finite number"),
-    (dict(layer_scale="1e-5"), "layer_scale='1e-5' should be a finite number"),
-    (dict(layer_scale=True), "layer_scale=True should be a finite number"),
-    (dict(qk_scale=float("nan")), "qk_scale=nan should be a finite number"),
-    (dict(drop_path_rate=1.0), "drop_path_rate=1.0 is not a probability"),
-    (dict(drop_rate=-0.1), "drop_rate=-0.1 is not a probability"),
-    (dict(attn_drop_rate="0"), "attn_drop_rate='0' should be a finite number"),
+    (
+        dict(num_heads=(2, 4, 3, 16)),
+        "Invalid num_heads=3 in stage 3: must divide its width 256",
+    ),
+    (dict(num_heads=(2, 4, 0, 16)), "Invalid value 0 in num_heads"),
+    (dict(depths=(2, 3, 6)), "depths=(2, 3, 6): expected a value for each of the four stages"),
+    (dict(depths=(2, 3, -6, 5)), "Invalid value -6 in depths"),
+    (dict(depths="2365"), "depths='2365': expected a value for each of the four stages"),
+    (dict(dim="64"), "Invalid value '64' in dim: expected whole numbers of 1 or more"),
+    (dict(dim=64.0), "Invalid value 64.0 in dim"),
+    (dict(dim=True), "Invalid value True in dim"),
+    (dict(in_dim=0), "Invalid value 0 in in_dim"),
+    (dict(in_chans=0), "Invalid value 0 in in_chans"),
+    (dict(ct_size=0), "Invalid value 0 in ct_size"),
+    (dict(ct_size=8), "Invalid ct_size=8: expected at most 7, the side of the windows"),
+    (dict(num_classes=-1), "Invalid value -1 in num_classes"),
+    (dict(hat=(True, False)), "hat=(True, False): expected a value for each of the four stages"),
+    (
+        dict(hat=("false", "false", "true", "false")),
+        "Invalid value 'false' in hat: expected True or False",
+    ),
+    (dict(qkv_bias="no"), "Invalid value 'no' in qkv_bias: expected True or False"),
+    (dict(mlp_ratio=0), "Invalid mlp_ratio=0: expected at least one hidden channel per MLP"),
+    (dict(mlp_ratio=None), "mlp_ratio=None: expected a finite number"),
+    (dict(layer_scale="1e-5"), "layer_scale='1e-5': expected a finite number"),
+    (dict(layer_scale=True), "layer_scale=True: expected a finite number"),
+    (dict(qk_scale=float("nan")), "qk_scale=nan: expected a finite number"),
+    (dict(drop_path_rate=1.0), "drop_path_rate=1.0: expected a probability"),
+    (dict(drop_rate=-0.1), "drop_rate=-0.1: expected a probability"),
+    (dict(attn_drop_rate="0"), "attn_drop_rate='0': expected a finite number"),
 ]
 
 
@@ -78,7 +84,7 @@ def test_impossible_options(options, message):
 
 
 def test_too_few_carrier_tokens():
-    with pytest.raises(ValueError, match="fewer than the 4 carrier tokens"):
+    with pytest.raises(ValueError, match="fewer than 4 carrier tokens"):
         create_model("faster_vit_0_any_res", resolution=(112, 224), ct_size=1)
 
 
@@ -89,7 +95,7 @@ def test_a_type_that_cannot_compute(dtype):
 
 
 def test_a_config_of_its_own():
-    with pytest.raises(ValueError, match="use an any_res one"):
+    with pytest.raises(ValueError, match="An any_res network takes any height and width"):
         FasterViTConfig(
             depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], dim=8, in_dim=8, resolution=[224, 200]
         )
@@ -105,18 +111,28 @@ def apply(images, name="faster_vit_0_224", **options):
     return model(images)
 
 
+EXPECTED = "Invalid images: expected normalized images [N, height, width, 3], floating point, "
 IMAGES = [
     ((2, 3, 128, 128), "They look channels-first: use images.transpose(0, 2, 3, 1)."),
-    ((2, 128, 128, 4), "shape (2, 128, 128, 4); expected normalised images [N, height, width, 3]"),
+    (
+        (2, 128, 128, 4),
+        EXPECTED + "got shape (2, 128, 128, 4)",
+    ),
     ((128, 128, 3), "For one image, use images[None]."),
-    ((0, 128, 128, 3), "there are none"),
+    ((0, 128, 128, 3), "expected at least one, got shape (0, 128, 128, 3)"),
     ((2, 256, 256, 3), "4×4 windows, but its carrier tokens are planned for 2×2 windows"),
-    ((2, 256, 256, 3), "images of 128×128: resize the image, or use model.at_resolution("),
+    ((2, 256, 256, 3), "images of 128×128. Resize the image, or use model.at_resolution("),
     ((2, 120, 100, 3), "map of 8×7, which windows of 4×4 do not tile"),
-    (np.zeros((1, 128, 128, 3), np.uint8), "The images are uint8; expected normalised images"),
-    (jnp.zeros((1, 128, 128, 3), jnp.int32), "The images are int32"),
-    ([[1.0]], "The images are a list; expected normalised images"),
-    ("cat.jpg", "The images are a str; expected"),
+    (
+        np.zeros((1, 128, 128, 3), np.uint8),
+        EXPECTED + "got uint8",
+    ),
+    (jnp.zeros((1, 128, 128, 3), jnp.int32), "got int32"),
+    (
+        [[1.0]],
+        EXPECTED + "got list",
+    ),
+    ("cat.jpg", "got str"),
 ]
 
 

@@ -64,7 +64,7 @@ def workdir(tmp_path_factory):
     state = dataclasses.replace(
         new_state(*arrays_of(plain), optax.sgd(0.1)),
         step=jnp.int32(7),
-        average={**arrays_of(average)[0], **arrays_of(average)[1]},
+        ema={**arrays_of(average)[0], **arrays_of(average)[1]},
     )
     checkpoints = Checkpoints(path)
     checkpoints.save(7, state, {"class_names": ["cat", "dog", "cow"]})

@@ -71,6 +71,7 @@ def test_no_tensorflow_is_imported_not_even_by_workers(data_dir, tmp_path):
     script.write_text(
         textwrap.dedent(
             f"""
+            from fastervit_jax.augmentation.host import TrainTransform
             from fastervit_jax.data import *
 
             if __name__ == "__main__":
