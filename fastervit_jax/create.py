@@ -28,32 +28,36 @@ def create_model(
 ) -> FasterViT:
     """Builds a FasterViT, ready for inference.
 
-    Where weights are given, an option that is left out is as they were saved, and one that is given
-    may differ: another `num_classes` starts a new head, another geometry the parts that only some
-    geometries have. A warning then says what is new and what was left out.
+    With weights, an option that you leave out has the value it was saved with. An option that you
+    give may differ: another `num_classes` makes a new head, another geometry makes new parts where
+    only some geometries have them. A warning then names the new parts and those that were left out.
+
+    Example:
+        model = create_model("faster_vit_0_224", pretrained=True)
+        logits = nnx.jit(lambda model, images: model(images))(model, images)
 
     Args:
         name: an official model name (`list_models()`).
         weights: a converted directory, an official torch or safetensors file, or a work directory
-            of train.py; None means new weights.
-        pretrained: fetch the published weights, converted once and then cached.
-        num_classes: classes of the head; 0 means no head. By default as many as the weights have,
-            for new weights and official files 1000.
+            of `fastervit train`; None means new weights.
+        pretrained: download the published weights, convert them once, and cache them.
+        num_classes: number of classes of the head; 0 means no head. Default: as many as the weights
+            have; 1000 for new weights and official files.
         resolution: image size in pixels, one side or (height, width) for `any_res` models.
         window_size: side of the attention windows of the four stages.
         ct_size: side of each window's square of carrier tokens.
         hat: for each stage, whether its attention is hierarchical.
         dtype: type of the computation, float32 or bfloat16; parameters are float32 in both.
-        rngs: where new weights come from; default `nnx.Rngs(0)`.
+        rngs: the source of new weights; default `nnx.Rngs(0)`.
         **overrides: further options of `FasterViTConfig`.
 
     Returns:
-        The model in evaluation mode; `model.train()` prepares it for training. Its attributes
-        `name`, `class_names` (or None) and `preprocessing` say what it is.
+        The model in evaluation mode; `model.train()` prepares it for training. Its attributes are
+        `name`, `class_names` (or None) and `preprocessing`.
 
     Raises:
-        ValueError: an unknown name or option, a network that cannot be built, or weights that are
-            damaged, another model's, or do not fit.
+        ValueError: the name or an option is unknown, the network cannot be built, or the weights
+            are damaged, belong to another model, or do not fit.
     """
     given = dict(
         num_classes=num_classes,
@@ -65,7 +69,7 @@ def create_model(
     overrides.update({key: value for key, value in given.items() if value is not None})
     if pretrained:
         if weights is not None:
-            raise ValueError("Give weights or pretrained=True, not both.")
+            raise ValueError("Invalid arguments: expected weights or pretrained=True, got both.")
         from fastervit_jax.weights.hub import pretrained_directory
 
         weights = pretrained_directory(name)
@@ -81,7 +85,7 @@ def create_model(
         if not pretrained:
             raise
         raise DamagedWeightsError(
-            f"{error} It is a cached copy: delete {weights}, and it is fetched again."
+            f"{error} This is a cached copy. Delete {weights} to download it again."
         ) from None
     if loaded.lines:
         warnings.warn("\n".join([str(weights), *loaded.lines]), stacklevel=2)

@@ -1,4 +1,4 @@
-"""What a model says of images, in words: `fastervit_jax.predict`."""
+"""Classifying images with a model: `fastervit_jax.predict`."""
 
 import dataclasses
 import io
@@ -16,25 +16,26 @@ from tqdm import tqdm
 
 from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
 from fastervit_jax.data.images import DamagedImageError, EvalTransform
+from fastervit_jax.data.preprocessing import normalize
 from fastervit_jax.models import FasterViT
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """A file or a folder, an encoded image, a Pillow image, or uint8 pixels [height, width(, 3)]."""
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
-"""What files of a folder are taken for images."""
+"""Endings of the files in a folder that count as images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image: its best classes, best first.
+    """The best classes of one image, best first.
 
     Attributes:
         image: the file, or "image 3" for the fourth image that came from no file.
         classes: numbers of the best classes.
         names: their names.
         probabilities: their probabilities, by softmax.
-        error: why the image could not be read; the other attributes are then empty.
+        error: why the image could not be read; the other attributes are empty then.
     """
 
     image: str
@@ -54,26 +55,26 @@ def predict(
 ) -> list[Prediction]:
     """Classifies images with the model's own preprocessing and class names.
 
-    An image that cannot be read does not stop the others: its prediction says why (`error`).
+    An image that cannot be read does not stop the others. Its prediction has an `error`.
 
     Args:
-        model: of `create_model`, in any mode; it is used in evaluation mode.
-        images: one image or several. A folder stands for all images in it and its subfolders.
-        top: how many classes to give.
-        batch_size: images that go through the network at once.
+        model: from `create_model`, in any mode; it is used in evaluation mode.
+        images: one image or several. A folder means all images in it and in its subfolders.
+        top: number of classes per image.
+        batch_size: number of images per batch.
         show_progress: show a progress bar, on a terminal.
 
     Returns:
-        A prediction an image, in order; a folder's by path.
+        One prediction per image, in order; the images of a folder are sorted by path.
 
     Raises:
-        ValueError: there are no images, a thing is none, or the model cannot name classes.
+        ValueError: there is no image, an item is not an image, or the model has no head.
     """
     if top < 1 or batch_size < 1:
-        raise ValueError(f"top={top} and batch_size={batch_size} should be 1 or more.")
+        raise ValueError(f"Invalid top={top} or batch_size={batch_size}: expected 1 or more.")
     items = list(_items(images))
     if not items:
-        raise ValueError("There are no images to classify.")
+        raise ValueError("Invalid images: expected at least one, got none.")
     names = class_names(model)
     transform = _transform(model)
     batch_size = min(batch_size, len(items))
@@ -98,27 +99,27 @@ def predict(
 
 
 def class_names(model: FasterViT) -> Sequence[str]:
-    """What the model's logits mean: its own class names, or ImageNet's for 1000 classes.
+    """The names of the model's classes: its own, or ImageNet's for 1000 classes.
 
-    Class names that are identifiers of ImageNet's classes (n01440764) are put into words. Without
-    names, classes are numbered.
+    Identifiers of ImageNet's classes (n01440764) are replaced by words. Without names, classes are
+    numbered.
 
     Raises:
         ValueError: the model has no head.
     """
     if model.head is None:
-        raise ValueError("The model has no head (num_classes=0): it gives features, not classes.")
+        raise ValueError("Invalid model: it has no head (num_classes=0), so it has no classes.")
     count = getattr(model.head, "out_features", model.config.num_classes)
     own = getattr(model, "class_names", None)
     if own is not None:
         if len(own) != count:
-            raise ValueError(f"model.class_names has {len(own)} names for {count} classes.")
+            raise ValueError(f"Invalid model.class_names: expected {count} names, got {len(own)}.")
         return [NAME_OF_SYNSET.get(name, name) for name in own]
     return IMAGENET_NAMES if count == 1000 else [f"class {number}" for number in range(count)]
 
 
 def preprocessed(model: FasterViT, image: ImageLike) -> np.ndarray:
-    """An image as the model sees it, before normalisation: uint8 [height, width, 3].
+    """An image as the model gets it, before normalization: uint8 [height, width, 3].
 
     Raises:
         DamagedImageError, OSError: it cannot be read.
@@ -128,12 +129,11 @@ def preprocessed(model: FasterViT, image: ImageLike) -> np.ndarray:
 
 def normalized(model: FasterViT, pixels: np.ndarray | jax.Array) -> jax.Array:
     """uint8 pixels [..., 3] → the floating-point values that the model takes."""
-    mean, std = model.preprocessing.mean, model.preprocessing.std
-    return (jnp.asarray(pixels, jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+    return normalize(jnp.asarray(pixels), model.preprocessing.mean, model.preprocessing.std)
 
 
 def _items(images: Any) -> Iterator[tuple[str, ImageLike]]:
-    """Each image with what to call it; folders are replaced by their images."""
+    """Each image with its name for people. A folder is replaced by its images."""
     single = isinstance(images, (str, Path, bytes, Image.Image))
     if single or (isinstance(images, np.ndarray) and images.ndim < 4):
         images = [images]
@@ -156,8 +156,8 @@ def _transform(model: FasterViT) -> EvalTransform:
     preprocessing = getattr(model, "preprocessing", None)
     if preprocessing is None or model.config.in_chans != 3:
         raise ValueError(
-            "The model does not say how it wants RGB images: make it with create_model, or set "
-            "model.preprocessing (fastervit_jax.data.preprocessing.Preprocessing)."
+            "Invalid model: it has no preprocessing for RGB images. Make it with create_model, or "
+            "set model.preprocessing (fastervit_jax.data.preprocessing.Preprocessing)."
         )
     return EvalTransform(
         model.config.resolution, preprocessing.crop_fraction, preprocessing.crop_mode
@@ -174,8 +174,8 @@ def _encoded(image: ImageLike) -> bytes:
         image = _from_pixels(image)
     if not isinstance(image, Image.Image):
         raise ValueError(
-            f"A {type(image).__name__} is no image: give files, folders, Pillow images, encoded "
-            f"bytes, or uint8 pixels [height, width, 3]."
+            f"Invalid image of type {type(image).__name__}: expected a file, a folder, a Pillow "
+            f"image, encoded bytes, or uint8 pixels [height, width, 3]."
         )
     file = io.BytesIO()
     image.save(file, "PNG")
@@ -185,14 +185,14 @@ def _encoded(image: ImageLike) -> bytes:
 def _from_pixels(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
         raise ValueError(
-            f"An array {pixels.shape} of {pixels.dtype} is no image: give uint8 pixels "
-            f"[height, width, 3]. Normalised arrays go to the model itself: model(images)."
+            f"Invalid image {pixels.shape} of {pixels.dtype}: expected uint8 pixels "
+            f"[height, width, 3]. For normalized arrays, call model(images)."
         )
     return Image.fromarray(pixels)
 
 
 def _decoded(image: ImageLike, transform: EvalTransform) -> np.ndarray | str:
-    """The pixels of an image, or why there are none."""
+    """The pixels of an image, or the reason why it cannot be read."""
     try:
         return transform(_encoded(image))
     except DamagedImageError as error:

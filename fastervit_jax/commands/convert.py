@@ -21,15 +21,15 @@ def command() -> Callable[[list[str]], None]:
     checkpoint: Any = flags.DEFINE_string(
         "checkpoint", None, "Torch or safetensors file to convert."
     )
-    output: Any = flags.DEFINE_string("output", None, "The directory to write.")
+    output: Any = flags.DEFINE_string("output", None, "Directory to write.")
     weights: Any = flags.DEFINE_string(
         "weights",
         None,
-        "What to convert back: a converted directory, or train.py's work directory.",
+        "What to convert back: a converted directory or a work directory.",
     )
-    to_torch: Any = flags.DEFINE_string("to_torch", None, "The torch file to write.")
-    ema = flags.DEFINE_bool("ema", False, "Take the EMA of the weights.")
-    overwrite = flags.DEFINE_bool("overwrite", False, "Replace what stands at the output.")
+    to_torch: Any = flags.DEFINE_string("to_torch", None, "Torch file to write.")
+    ema = flags.DEFINE_bool("ema", False, "Convert the EMA of the weights.")
+    overwrite = flags.DEFINE_bool("overwrite", False, "Replace an existing output.")
     model_options = define_model_flags()
 
     def main(_) -> None:
@@ -39,7 +39,7 @@ def command() -> Callable[[list[str]], None]:
         if all(inwards.values()) and not any(outwards.values()):
             if not model.value:
                 raise ValueError(
-                    "--model is missing: an official file does not say which model it is."
+                    "Missing --model: an official file does not contain the model's name."
                 )
             convert_checkpoint(
                 model.value,
@@ -53,7 +53,7 @@ def command() -> Callable[[list[str]], None]:
         elif all(outwards.values()) and not any(inwards.values()):
             if options:
                 raise ValueError(
-                    f"--{min(options)} has no meaning here: weights are written as saved."
+                    f"Invalid --{min(options)} with --to_torch: weights are written as saved."
                 )
             export_to_torch(
                 model.value,
@@ -65,8 +65,8 @@ def command() -> Callable[[list[str]], None]:
             )
         else:
             raise ValueError(
-                "Give --checkpoint and --output to convert an official file, or --weights and "
-                "--to_torch to write one."
+                "Invalid flags: set --checkpoint and --output to convert an official file, or "
+                "--weights and --to_torch to write one."
             )
 
     return main

@@ -24,12 +24,12 @@ from fastervit_jax.evaluation.table import evaluate_all
 def command() -> Callable[[list[str]], None]:
     """Defines the flags of `fastervit eval`, and returns what runs it."""
     model = flags.DEFINE_string(
-        "model", None, "Model name; may be left out where the weights say what they are."
+        "model", None, "Model name. Not needed where the weights contain it."
     )
     weights = flags.DEFINE_string(
         "weights",
         None,
-        "A converted directory, an official torch file, or a work directory of train.py.",
+        "A converted directory, an official torch file, or a work directory of a run.",
     )
     dataset = flags.DEFINE_multi_string(
         "dataset",
@@ -40,23 +40,25 @@ def command() -> Callable[[list[str]], None]:
         "tfds:NAME[/CONFIG[:VERSION]]@SPLIT. Default for a work directory: its validation set. "
         "With --all it can be given several times.",
     )
-    data_dir = flags.DEFINE_string("data_dir", None, "Where TFDS sets are prepared.")
+    data_dir = flags.DEFINE_string("data_dir", None, "Directory of prepared TFDS sets.")
     real_labels = flags.DEFINE_string(
-        "real_labels", None, "real.json, for --dataset=imagenet-real:folder:PATH."
+        "real_labels", None, "The file real.json, for --dataset=imagenet-real:folder:PATH."
     )
     crop_mode = flags.DEFINE_enum(
-        "crop_mode", None, ["center", "squash"], "By default the model's or the benchmark's own."
+        "crop_mode", None, ["center", "squash"], "Default: that of the benchmark or the model."
     )
     crop_fraction = flags.DEFINE_float(
-        "crop_fraction", None, "By default the model's or the benchmark's own."
+        "crop_fraction", None, "Default: that of the benchmark or the model."
     )
-    batch_size = flags.DEFINE_integer("batch_size", 128, "Images a step.", lower_bound=1)
-    num_workers = flags.DEFINE_integer("num_workers", 0, "Processes that decode.", lower_bound=0)
+    batch_size = flags.DEFINE_integer("batch_size", 128, "Images per batch.", lower_bound=1)
+    num_workers = flags.DEFINE_integer(
+        "num_workers", 0, "Number of processes that decode images.", lower_bound=0
+    )
     dtype = flags.DEFINE_enum(
         "dtype",
         None,
         ["float32", "bfloat16"],
-        "Type of the computation; by default a work directory's own, else float32.",
+        "Type of the computation. Default: that of the run for a work directory, else float32.",
     )
     deploy = flags.DEFINE_bool("deploy", False, "Evaluate the folded network of model.deploy().")
     ema = flags.DEFINE_bool(
@@ -65,17 +67,17 @@ def command() -> Callable[[list[str]], None]:
         "Evaluate the EMA of the weights. Default: yes for a work directory, no otherwise.",
     )
     json_file = flags.DEFINE_string(
-        "json", None, "File for the result, with every class, confused pairs and calibration."
+        "json", None, "JSON file for the result, accuracy per class, confusions and calibration."
     )
     predictions = flags.DEFINE_string(
-        "predictions", None, "CSV file for every image's file, label and best answers."
+        "predictions", None, "CSV file for the file name, label and best classes of every image."
     )
     report = flags.DEFINE_string("report", None, "Directory for report.html.")
-    fill_all = flags.DEFINE_bool("all", False, "Fill the published table.")
+    fill_all = flags.DEFINE_bool("all", False, "Evaluate all models on all benchmarks.")
     weights_dir = flags.DEFINE_string(
-        "weights_dir", None, "Where --all looks for converted weights."
+        "weights_dir", None, "Directory of the converted weights, with --all."
     )
-    markdown = flags.DEFINE_string("markdown", None, "File for the table of --all.")
+    markdown = flags.DEFINE_string("markdown", None, "Markdown file for the table, with --all.")
     model_options = define_model_flags()
     join_hosts = define_host_flags()
 
@@ -98,12 +100,12 @@ def command() -> Callable[[list[str]], None]:
     def evaluate_one(options) -> None:
         if not weights.value:
             raise ValueError(
-                "--weights is missing: name a converted directory, file or work directory."
+                "Missing --weights: expected a converted directory, a file or a work directory."
             )
         if weights_dir.value or markdown.value:
-            raise ValueError("--weights_dir and --markdown belong to --all.")
+            raise ValueError("Invalid flags: --weights_dir and --markdown need --all.")
         if len(dataset.value) > 1:
-            raise ValueError("Several --dataset belong to --all: name one.")
+            raise ValueError("Invalid --dataset: expected one data set without --all.")
         check_destination("--predictions", predictions.value)
         check_report_directory(report.value)
         result = evaluate_weights(
@@ -131,7 +133,9 @@ def command() -> Callable[[list[str]], None]:
 
     def fill_table(options) -> None:
         if not weights_dir.value:
-            raise ValueError("--all needs --weights_dir: where to look for converted weights.")
+            raise ValueError(
+                "Missing --weights_dir: --all needs the directory of the converted weights."
+            )
         single = {
             "weights": weights.value,
             "model": model.value,
@@ -143,7 +147,7 @@ def command() -> Callable[[list[str]], None]:
         given = [name for name, value in single.items() if value is not None]
         if given:
             raise ValueError(
-                f"--{given[0]} cannot be given with --all, which takes every model as is."
+                f"Invalid --{given[0]} with --all, which evaluates every model as it is."
             )
         check_destination("--markdown", markdown.value)
         table = evaluate_all(

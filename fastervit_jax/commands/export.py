@@ -1,17 +1,16 @@
-"""Writes a network for other runtimes, for inference with any number of images at once.
+"""Exports a network for inference in other runtimes, with any batch size.
 
     fastervit export --model=NAME --weights=PATH --format=stablehlo --output=DIR
 
-Formats, each a directory with a `model.json` that says what images the program wants and what its
-logits mean:
+Each format is a directory with a `model.json`, which describes the input images and the classes:
 
 - `stablehlo`: `program.stablehlo`, written by `jax.export` for CPU, CUDA and TPU, and its
-  `weights.npz`. Runs in any process that has JAX (and flatbuffers), without this package.
+  `weights.npz`. Runs in any process with JAX and flatbuffers, without this package.
 - `onnx`: `model.onnx`, converted by jax2onnx; runs in onnxruntime and others.
 - `saved_model`: a TensorFlow SavedModel, converted by JAX's own jax2tf.
 
-The network is deployed first (`model.deploy()`). What was written is read back, run, and compared
-with the model before it gets its place.
+The network is deployed first (`model.deploy()`). The written program is read back, run and compared
+with the model before it is moved to the output directory.
 """
 
 import contextlib
@@ -32,10 +31,11 @@ from flax import nnx
 
 from fastervit_jax.commands.flags import define_weights_flags
 from fastervit_jax.models import FasterViT
+from fastervit_jax.models.layouts import traced_for
 from fastervit_jax.prediction import class_names
 
 TOLERANCE = 1e-4
-"""Largest difference from the model's logits that is let through, of the largest logit."""
+"""Largest accepted difference from the model's logits, relative to the largest logit."""
 
 Weights = list[jax.Array]
 Function = Callable[[Weights, jax.Array], jax.Array]
@@ -43,27 +43,30 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 def export_model(model: FasterViT, output: str | Path, *, format: str) -> float:
-    """Writes a model as a directory for another runtime.
+    """Exports a model to a directory.
 
     Args:
-        model: any; it is deployed if it is not.
-        output: the directory to write, whole or not at all.
+        model: any; it is deployed first if it is not deployed.
+        output: the directory to write. It is written as a whole or not at all.
         format: "stablehlo", "onnx" or "saved_model".
 
     Returns:
-        Largest difference of the written program's logits from the model's, of the largest logit.
+        The largest difference between the logits of the written program and of the model, relative
+        to the largest logit.
 
     Raises:
-        ValueError: an unknown format, or the program does not compute what the model does.
-        ImportError: the format's library is missing; the message says what to install.
-        FileExistsError: something stands at `output`.
+        ValueError: the format is unknown, or the program's logits differ from the model's.
+        ImportError: a library of the format is missing; the message says what to install.
+        FileExistsError: `output` exists.
     """
     if format not in _WRITERS:
-        raise ValueError(f"Unknown format {format!r}: choose among {', '.join(_WRITERS)}.")
+        raise ValueError(f"Invalid format {format!r}: expected one of {', '.join(_WRITERS)}.")
     write, libraries, extra = _WRITERS[format]
     missing = [library for library in libraries if importlib.util.find_spec(library) is None]
     if missing:
-        raise ImportError(f"--format={format} needs {' and '.join(missing)}: pip install {extra}")
+        raise ImportError(
+            f"Missing {' and '.join(missing)}, which --format={format} needs: pip install {extra}"
+        )
     _check_absent(Path(output))
     model = nnx.clone(model, variables=False) if model.deployed else model.deploy()
     shape = (*model.config.resolution, model.config.in_chans)
@@ -78,8 +81,8 @@ def export_model(model: FasterViT, output: str | Path, *, format: str) -> float:
         )
         if not difference < TOLERANCE:
             raise ValueError(
-                f"The {format} program's logits differ from the model's by {difference:.1e} of "
-                f"the largest; nothing was written."
+                f"Failed export: the logits of the {format} program differ from the model's by "
+                f"{difference:.1e} of the largest logit. Nothing was written."
             )
         description = json.dumps(_description(model, format, shape), indent=1)
         (directory / "model.json").write_text(description + "\n")
@@ -87,7 +90,7 @@ def export_model(model: FasterViT, output: str | Path, *, format: str) -> float:
 
 
 def _pure(model: FasterViT) -> tuple[Function, Weights]:
-    """The model as a function of a list of arrays and images, and these arrays."""
+    """The model as a function of a list of arrays and images; and these arrays."""
     graph, state = nnx.split(model)
     weights, structure = jax.tree.flatten(state)
 
@@ -126,18 +129,19 @@ def _write_onnx(
     import onnxruntime
     from jax2onnx import to_onnx
 
-    # It tells of every constant whose type it has not been told.
+    # It warns about every constant without a stated type.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     path = str(directory / "model.onnx")
-    to_onnx(
-        lambda images: function(weights, images),
-        inputs=[("batch", *shape)],
-        input_names=["images"],
-        output_names=["logits"],
-        model_name="fastervit",
-        return_mode="file",
-        output_path=path,
-    )
+    with traced_for("any"):  # the converter reads a traced program
+        to_onnx(
+            lambda images: function(weights, images),
+            inputs=[("batch", *shape)],
+            input_names=["images"],
+            output_names=["logits"],
+            model_name="fastervit",
+            return_mode="file",
+            output_path=path,
+        )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["logits"], {"images": images})[0]
 
@@ -171,11 +175,11 @@ _WRITERS: dict[str, tuple[Callable[..., Run], tuple[str, ...], str]] = {
     "onnx": (_write_onnx, ("jax2onnx", "onnxruntime"), "'fastervit-jax[onnx]'"),
     "saved_model": (_write_saved_model, ("tensorflow",), "tensorflow"),
 }
-"""For each format: what writes it, the libraries that takes, and what to install for them."""
+"""For each format: the writer, the libraries that it needs, and what to install."""
 
 
 def _description(model: FasterViT, format: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What somebody needs who has the program alone."""
+    """The content of `model.json`."""
     preprocessing = getattr(model, "preprocessing", None)
     description: dict[str, Any] = {
         "model": getattr(model, "name", None),
@@ -198,12 +202,12 @@ def _check_absent(output: Path) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists():
-        raise FileExistsError(f"{output} exists: choose another place.")
+        raise FileExistsError(f"Invalid output {output}: it exists. Choose another directory.")
 
 
 @contextlib.contextmanager
 def _new_directory(output: Path) -> Iterator[Path]:
-    """A directory beside its place, put there when the block ends without an error."""
+    """A temporary directory, which is moved to `output` when the block ends without an error."""
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:

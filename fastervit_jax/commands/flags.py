@@ -1,4 +1,4 @@
-"""What the entry points share: flags in, a result or one sentence out."""
+"""What the commands share: flags, results, and errors as one sentence."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from fastervit_jax.runs.config import NEW_NAMES
 from fastervit_jax.runs.recipes import recipe_file
 
 _LOST_AFTER = 30
-"""Seconds without a sign of life after which the other processes of a run give one up."""
+"""Seconds without a heartbeat after which the other processes of a run treat one as lost."""
 
 
 def run(
@@ -88,7 +88,7 @@ def define_config_flag() -> flags.FlagHolder:
 
 
 def print_result(result: str, *, file: str | None = None) -> None:
-    """Prints a result as the last line, and writes it to a file: whole, or not at all."""
+    """Prints a result as the last line of output, and writes it to a file atomically."""
     if file:
         write_whole(file, result + "\n")
     print(result, flush=True)
@@ -98,13 +98,15 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
     """Defines the flags that change a named network.
 
     Returns:
-        A function that gives the options of the flags that were set, once they are parsed.
+        A function that returns the options that were set. Call it after the flags are parsed.
     """
-    flags.DEFINE_list("resolution", None, "Image size in pixels: SIDE, or HEIGHT,WIDTH.")
-    flags.DEFINE_list("window_size", None, "Side of the windows of the four stages: a,b,c,d.")
-    flags.DEFINE_list("hat", None, "Which stages are hierarchical, such as false,false,true,false.")
-    flags.DEFINE_integer("ct_size", None, "Side of a window's square of carrier tokens.")
-    flags.DEFINE_integer("num_classes", None, "Classes of the head; 0 for none.")
+    flags.DEFINE_list("resolution", None, "Image size in pixels: SIDE or HEIGHT,WIDTH.")
+    flags.DEFINE_list("window_size", None, "Window side of the four stages: a,b,c,d.")
+    flags.DEFINE_list(
+        "hat", None, "Whether each stage is hierarchical, such as false,false,true,false."
+    )
+    flags.DEFINE_integer("ct_size", None, "Side of the square of carrier tokens of a window.")
+    flags.DEFINE_integer("num_classes", None, "Number of classes of the head; 0 for no head.")
 
     def options() -> dict[str, Any]:
         names = ("resolution", "window_size", "hat", "ct_size", "num_classes")
@@ -123,16 +125,16 @@ def define_weights_flags() -> Callable[[], FasterViT]:
     """Defines --model, --weights and the flags that change a named network.
 
     Returns:
-        A function that opens the model once the flags are parsed.
+        A function that opens the model. Call it after the flags are parsed.
     """
     model = flags.DEFINE_string(
-        "model", None, "Model name; may be left out where the weights say what they are."
+        "model", None, "Model name. Not needed where the weights contain it."
     )
     weights = flags.DEFINE_string(
         "weights",
         None,
-        "A converted directory, an official torch file, or a work directory of train.py; by "
-        "default the published weights of --model.",
+        "A converted directory, an official torch file, or a work directory of fastervit train. "
+        "Default: the published weights of --model.",
     )
     options = define_model_flags()
 
@@ -142,7 +144,7 @@ def define_weights_flags() -> Callable[[], FasterViT]:
         path: Any = weights.value
         if path is None:
             if model.value is None:
-                raise ValueError("--model is missing, or --weights that say what they are.")
+                raise ValueError("Missing flag: set --model, --weights or both.")
             from fastervit_jax.weights.hub import pretrained_directory
 
             path = pretrained_directory(model.value, say=_say)
@@ -159,34 +161,34 @@ def _say(line: str) -> None:
 
 
 def define_host_flags() -> Callable[[], None]:
-    """Defines the flags with which several hosts find each other.
+    """Defines the flags that connect several hosts.
 
-    On TPU pods, under SLURM, in GKE and under Open MPI none is needed: JAX finds the others.
+    TPU pods, SLURM, GKE and Open MPI need no flag: JAX finds the other hosts.
 
     Returns:
-        A function that joins them, to be called before anything else of JAX; for a host on its own
+        A function that joins the hosts. Call it before any other function of JAX. On a single host
         it does nothing.
     """
     flags.DEFINE_string(
         "coordinator",
         None,
-        "With several hosts, where the first one listens: HOST:PORT. Not needed where JAX finds it "
-        "by itself (TPU pods, SLURM, GKE, Open MPI); auto insists that it does.",
+        "Address of the first of several hosts, HOST:PORT. Not needed on TPU pods, SLURM, GKE and "
+        "Open MPI. auto: fail if JAX does not find the hosts by itself.",
     )
-    flags.DEFINE_integer("num_processes", None, "How many processes, with --coordinator=HOST:PORT.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; likewise.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0, with --coordinator.")
 
     def join() -> None:
         coordinator = flags.FLAGS.coordinator
         numbers = (flags.FLAGS.num_processes, flags.FLAGS.process_id)
         if coordinator is None:
             if numbers != (None, None):
-                raise ValueError("--num_processes and --process_id need --coordinator.")
+                raise ValueError("Missing --coordinator: --num_processes and --process_id need it.")
             _join_cluster_if_any()
             return
         if (None in numbers) != (coordinator == "auto"):
             raise ValueError(
-                "--coordinator=HOST:PORT needs --num_processes and --process_id; "
+                "Invalid flags: --coordinator=HOST:PORT needs --num_processes and --process_id; "
                 "--coordinator=auto takes neither."
             )
         import jax
@@ -198,11 +200,11 @@ def define_host_flags() -> Callable[[], None]:
 
 
 def define_cache_flag() -> Callable[[], None]:
-    """Defines the flag that keeps compiled programs, and returns the function that obeys it."""
+    """Defines the flag for a compilation cache, and returns the function that applies it."""
     flags.DEFINE_string(
         "compilation_cache",
         None,
-        "Directory, local or remote, that keeps compiled programs: a restart need not compile.",
+        "Directory, local or remote, for compiled programs. A restart then compiles nothing.",
     )
 
     def keep_programs() -> None:
@@ -215,13 +217,13 @@ def define_cache_flag() -> Callable[[], None]:
 
 
 def _join_cluster_if_any() -> None:
-    """Joins the other hosts where JAX recognises a cluster."""
+    """Joins the other hosts where JAX detects a cluster."""
     import jax
 
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=_LOST_AFTER)
     except ValueError as error:
-        # JAX's word where it recognises none.
+        # JAX's message where it detects no cluster.
         if "coordinator_address should be defined" not in str(error):
             raise
 
@@ -230,7 +232,7 @@ def _converted(flag: str, text: str, kind: Callable[[str], Any]) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"--{flag}: {text!r} cannot be read; see --helpshort.") from None
+        raise ValueError(f"Invalid --{flag}: cannot read {text!r}. See --help.") from None
 
 
 def _boolean(text: str) -> bool:
@@ -244,9 +246,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage([_with_recipe_file(argument) for argument in argv])
     except (KeyError, AttributeError) as error:
-        # ml_collections' word for a --config.KEY that the config does not have.
+        # ml_collections' error for a --config.KEY that the config does not have.
         problem = str(error).strip("'\"").replace("\\n", ". ").replace("\\", "")
-        _refuse(f"the config has no such key: {problem}")
+        _refuse(f"Invalid flag: the config has no such key. {problem}")
     except (ValueError, TypeError, OSError) as error:
         _refuse(str(error))
 
@@ -261,11 +263,11 @@ def _with_recipe_file(argument: str) -> str:
 
 def _main(main: Callable[[list[str]], None], argv: list[str], arguments: bool) -> None:
     if not flags.FLAGS["verbosity"].present:
-        # Orbax tells every detail of a save at absl's default level; --verbosity=0 shows it.
+        # Orbax logs every detail of a save at absl's default level; --verbosity=0 shows it.
         logging.set_verbosity(logging.WARNING)
     try:
         if len(argv) > 1 and not arguments:
-            raise ValueError(f"Unexpected argument {argv[1]!r}: flags are written --name=value.")
+            raise ValueError(f"Invalid argument {argv[1]!r}: expected flags, --name=value.")
         main(argv)
     except (ValueError, ImportError, OSError) as error:
         _refuse(str(error))

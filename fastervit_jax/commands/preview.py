@@ -55,8 +55,8 @@ def operation_pictures(image: Image.Image, augment: RandAugment) -> list[Picture
     """The image itself, then every operation at the mean magnitude, with both signs where it has.
 
     Args:
-      image: an RGB image as the crop leaves it.
-      augment: which operations, and at which magnitude.
+        image: an RGB image as the crop leaves it.
+        augment: which operations, and at which magnitude.
     """
     pictures = [Picture(np.asarray(image), "no operation")]
     magnitude = min(float(augment.magnitude), augment.magnitude_max)
@@ -79,14 +79,14 @@ def finished_pictures(
     """Training images of step 0 after the device's part, in groups that are mixed together.
 
     Args:
-      source: the training set.
-      transform: the host's part.
-      settings: the device's part, `augmentation.device.AugmentationSettings`; its groups
-        are made as small as a row of the grid.
-      seed: of the order and the distortions.
+        source: the training set.
+        transform: the host's part.
+        settings: the device's part, `augmentation.device.AugmentationSettings`; its groups are made
+            as small as a row of the grid.
+        seed: of the order and the distortions.
 
     Raises:
-      ValueError: the set holds fewer images than the grid.
+        ValueError: the set holds fewer images than the grid.
     """
     import jax
 
@@ -118,7 +118,7 @@ def draw_preview(config: ConfigDict, path: epath.PathLike) -> None:
     """Writes the preview of a config as a PNG.
 
     Raises:
-      ValueError: the config, or the training set it names, cannot be used.
+        ValueError: the config, or the training set it names, cannot be used.
     """
     source = open_source(config.data.train, data_dir=config.data.data_dir)
     transform = classification.train_transform(config)

@@ -1,13 +1,13 @@
-"""What the carrier tokens do, made visible: where each region of an image looks, layer by layer.
+"""Draws attention: what each region of an image attends to, layer by layer.
 
     fastervit visualize IMAGE --weights=PATH --output=carriers.png
     fastervit visualize IMAGE --weights=PATH --output=window.png --pixel=ROW,COLUMN
 
-The first draws, for each layer of a hierarchical stage, what the carrier tokens of each region
-(window) attend to. The second draws what the position around a pixel attends to within its window,
-and how much of its attention goes to the window's carrier tokens.
+The first command draws, for each layer of a hierarchical stage, what the carrier tokens of each
+region (window) attend to. The second draws what the position around a pixel attends to within its
+window, and how much of its attention goes to the carrier tokens of the window.
 
-The numbers are the network's own: its attention weights, taken as they pass (`attention_weights`).
+The numbers are the attention weights that the network itself computes (`attention_weights`).
 """
 
 import dataclasses
@@ -39,11 +39,11 @@ class LayerAttention:
         grid: windows that cover the stage's map, (rows, columns), padding included.
         window_size: side of a window, in positions of the map.
         ct_size: side of a window's square of carrier tokens; 0 where there are none.
-        windows: what each token of a window takes from each, its carrier tokens first:
-            [rows, columns, heads, ct² + side², ct² + side²]. The last axis sums to 1.
-        carriers: what each carrier token takes from each, as a picture of rows·ct × columns·ct
-            tokens: [heads, rows·ct, columns·ct, rows·ct, columns·ct]. The last two axes sum to 1.
-            None where there are no carrier tokens.
+        windows: attention of the tokens of each window, carrier tokens first:
+            [rows, columns, heads, ct² + side² queries, ct² + side² keys]. The last axis sums to 1.
+        carriers: attention of the carrier tokens, as a map of rows·ct × columns·ct tokens:
+            [heads, rows·ct, columns·ct, rows·ct, columns·ct]. The last two axes sum to 1. None
+            where there are no carrier tokens.
     """
 
     stage: int
@@ -104,9 +104,9 @@ class PixelAttention:
 
 
 class _Recorder(nnx.Module):
-    """Stands where attention weights pass (in the place of their dropout), and keeps them.
+    """Takes the place of the dropout of attention weights, and records them.
 
-    They pass before softmax's division.
+    The weights arrive before softmax's division.
     """
 
     def __init__(self):
@@ -176,12 +176,12 @@ def _layer(model, stage, block, image_size, windows, carriers) -> LayerAttention
 
 
 def draw_carriers(layers: Sequence[LayerAttention], pixels: np.ndarray, path: str | Path) -> None:
-    """Draws what each region's carrier tokens attend to: a row a layer, a column a region.
+    """Draws what the carrier tokens of each region attend to: a row per layer, a column per region.
 
-    Of more than nine regions, nine are shown, evenly spread.
+    Of more than nine regions, nine evenly spread ones are shown.
 
     Args:
-        layers: of `attention_weights`; those without carrier tokens are left out.
+        layers: from `attention_weights`; layers without carrier tokens are ignored.
         pixels: the image as the network saw it, uint8 [height, width, 3].
         path: the PNG to write.
 
@@ -191,7 +191,8 @@ def draw_carriers(layers: Sequence[LayerAttention], pixels: np.ndarray, path: st
     layers = [layer for layer in layers if layer.carriers is not None]
     if not layers:
         raise ValueError(
-            "The network has no carrier tokens at this size; --pixel shows its window attention."
+            "The network has no carrier tokens at this size. Use --pixel to draw its window "
+            "attention."
         )
     panels = []
     for layer in layers:
@@ -216,7 +217,7 @@ def draw_pixel(
     """Draws what the position around a pixel attends to within its window, layer by layer.
 
     Args:
-        layers: of `attention_weights`.
+        layers: from `attention_weights`.
         pixels: the image as the network saw it, uint8 [height, width, 3].
         pixel: (row, column) in that image.
         path: the PNG to write.
@@ -226,7 +227,7 @@ def draw_pixel(
     """
     height, width = pixels.shape[:2]
     if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
-        raise ValueError(f"The pixel {pixel} lies outside the image, {height}×{width}.")
+        raise ValueError(f"Invalid pixel {pixel}: expected one inside the image, {height}×{width}.")
     panels = []
     for layer in layers:
         one = layer.pixel_map(*pixel)
@@ -249,11 +250,11 @@ def draw_pixel(
 
 
 class _Panel(NamedTuple):
-    """One picture of an image with a map laid over it.
+    """An image with a map over it.
 
     Attributes:
-        name: what stands above.
-        heat: attention, in multiples of what evenly spread attention would be.
+        name: title.
+        heat: attention; 1 is the value of evenly spread attention.
         corner: (top, left) of the map, in pixels.
         size: (height, width) of the map, in pixels.
         frame: (top, left, side) of the square that attends, in pixels.
@@ -314,15 +315,15 @@ def _draw(
 
 
 def _tinted(pixels: np.ndarray, panel: _Panel, scale) -> np.ndarray:
-    """The image in grey, coloured by the panel's map where that lies."""
-    grey = pixels.mean(axis=-1, keepdims=True) / 255
-    picture = np.repeat(0.15 + 0.6 * grey, 3, axis=-1)
+    """The image in gray, colored by the panel's map."""
+    gray = pixels.mean(axis=-1, keepdims=True) / 255
+    picture = np.repeat(0.15 + 0.6 * gray, 3, axis=-1)
     (top, left), (height, width) = panel.corner, panel.size
     part = picture[top : top + height, left : left + width]
     rows = np.arange(part.shape[0]) * panel.heat.shape[0] // height
     columns = np.arange(part.shape[1]) * panel.heat.shape[1] // width
-    colours = scale.to_rgba(panel.heat[np.ix_(rows, columns)])[..., :3]
-    part[:] = colours * (0.45 + 0.55 * grey[top : top + height, left : left + width])
+    colors = scale.to_rgba(panel.heat[np.ix_(rows, columns)])[..., :3]
+    part[:] = colors * (0.45 + 0.55 * gray[top : top + height, left : left + width])
     return picture
 
 

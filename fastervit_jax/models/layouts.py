@@ -6,14 +6,36 @@ the speed and the rounding of the last digit. JAX chooses when it lowers a progr
 exported program runs on any platform. benchmarks/NOTES.md has the measurements.
 """
 
+import contextlib
+import contextvars
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 
-by_platform = jax.lax.platform_dependent
-"""Runs the branch of the platform that the program is lowered for. Tests replace it."""
+_fixed: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Functions traced in this block take the branches of one platform: cpu, cuda or tpu; or any.
+
+    For tools that read a traced program instead of lowering it (ONNX), and for tests.
+    """
+    token = _fixed.set(platform)
+    try:
+        yield
+    finally:
+        _fixed.reset(token)
+
+
+def by_platform(*args, default: Callable, **branches: Callable):
+    """Runs the branch of the platform that the program is lowered for."""
+    platform = _fixed.get()
+    if platform is not None:
+        return branches.get(platform, default)(*args)
+    return jax.lax.platform_dependent(*args, default=default, **branches)
 
 
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:

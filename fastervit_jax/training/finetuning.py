@@ -1,4 +1,4 @@
-"""Starting from weights: what is loaded, what stays as it is, and how fast the rest learns."""
+"""Fine-tuning: loading weights, freezing modules, layer-wise learning-rate decay."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from fastervit_jax.weights.loading import load_model, open_weights
 
 
 def load_initial_model(config: ml_collections.ConfigDict, dtype) -> FasterViT:
-    """The network of a run, filled with `config.finetune.weights`; says what is new in it.
+    """The network of a run with `config.finetune.weights`; prints which parts are new.
 
     Raises:
         ValueError: the weights cannot be read, or do not fit.
@@ -38,18 +38,21 @@ def check_frozen(names: Sequence[str], frozen: Iterable[str]) -> None:
     for module in frozen:
         if not any(name.startswith(f"{module}.") for name in names):
             raise ValueError(
-                f"config.finetune.frozen names {module!r}, which the network does not have: name "
-                f"modules such as stem, stages.0, downsamples.0, norm, head."
+                f"Invalid config.finetune.frozen: the network has no module {module!r}. Use names "
+                f"such as stem, stages.0, downsamples.0, norm, head."
             )
     if all(is_frozen(name, frozen) for name in names):
-        raise ValueError(f"config.finetune.frozen={tuple(frozen)} leaves nothing to train.")
+        raise ValueError(
+            f"Invalid config.finetune.frozen={tuple(frozen)}: it leaves nothing to train."
+        )
 
 
 def learning_rate_multiplier(name: str, network: FasterViTConfig, decay: float) -> float:
     """Layer-wise learning-rate decay: `decay` to the number of layers behind an array's.
 
-    Layers are the stem, then every block; a downsampling belongs to the block before it, carrier
-    tokens to the first block of their stage, the last norm and the head learn at the full rate.
+    Layers are the stem, then every block. A downsampling belongs to the block before it, and a
+    carrier tokenizer to the first block of its stage. The last norm and the head learn at the full
+    rate.
 
     Args:
         name: dotted name of the array.

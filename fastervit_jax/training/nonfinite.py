@@ -1,7 +1,7 @@
-"""Steps whose loss or gradients were not finite: found, logged, and too many of them ending a run.
+"""Steps whose loss or gradients were not finite: count them, report them, end the run at too many.
 
-The step itself leaves such an update out (`step.py`). Its answer is looked at later, so that the
-device never waits for it.
+The step itself skips such an update (`step.py`). The host reads the flag `skipped` some steps
+later, so that the device never waits for it.
 """
 
 import json
@@ -25,7 +25,7 @@ _PICTURES = 64
 
 @dataclass(frozen=True)
 class BatchPlace:
-    """Where a step's images stand: positions `first` to `last` of an epoch's order."""
+    """The images of a step: positions `first` to `last` in the order of an epoch."""
 
     step: int
     epoch: int
@@ -40,11 +40,11 @@ class BatchPlace:
 
 
 class SkippedSteps:
-    """Counts skipped steps in a row.
+    """Counts consecutive skipped steps.
 
     Args:
-        limit: so many in a row are too many.
-        in_a_row: how many the last ones were when the run started.
+        limit: number of consecutive skipped steps that ends the run.
+        in_a_row: number of consecutive skipped steps just before the run started.
     """
 
     def __init__(self, limit: int, in_a_row: int):
@@ -53,17 +53,17 @@ class SkippedSteps:
         self._row: list[int | None] = [None] * in_a_row
 
     def add(self, step: int, skipped: jax.Array) -> None:
-        """Enters a step's answer, which need not have been computed yet."""
+        """Adds the flag of a step. The device may still be computing it."""
         self._waiting.append((step, skipped))
 
     def found(self, *, newest: bool) -> Iterator[int]:
-        """Looks at the answers that wait and yields the steps that were skipped.
+        """Reads the flags added so far, and yields the steps that were skipped.
 
         Args:
-            newest: also that of the newest step, which waits for the device.
+            newest: also read the flag of the newest step, which waits for the device.
 
         Raises:
-            TooManySkippedError: after the last step of a row that is too long.
+            TooManySkippedError: `limit` consecutive steps were skipped.
         """
         count = len(self._waiting) - (not newest)
         ready, self._waiting = self._waiting[:count], self._waiting[count:]
@@ -78,10 +78,10 @@ class SkippedSteps:
 
 
 class TooManySkippedError(Exception):
-    """Too many steps in a row were skipped.
+    """Too many consecutive steps were skipped.
 
     Attributes:
-        steps: the last ones of the row.
+        steps: the numbers of the skipped steps of this run.
     """
 
     def __init__(self, row: list[int | None]):

@@ -1,8 +1,9 @@
-"""Stopping on request: SIGTERM, which clouds and schedulers send before they take a machine away.
+"""Stopping on SIGTERM, which clouds and schedulers send before they take a machine away.
 
-The first signal asks the run to stop after the step it is in; the second one ends the process at
-once. With several processes, JAX's preemption service carries the request to all of them, whichever
-was asked, and makes them agree on a step; it also hears a cloud's own notice where JAX knows it.
+The first signal asks the run to stop after the current step. A second signal ends the process at
+once. With several processes, one signal to any of them is enough: JAX's preemption service tells
+all processes, and makes them agree on a step. It also receives a cloud's own notice where JAX
+supports it.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Listens for SIGTERM while it is entered.
+    """Listens for SIGTERM inside a `with` block.
 
     Attributes:
         received: whether this process was asked to stop.
@@ -48,17 +49,17 @@ class StopRequest:
     def agreed(self, step: int) -> bool:
         """Whether to stop after this step: the same answer in all processes.
 
-        All must ask after every step, and never for an earlier one.
+        All processes must call this after every step, in increasing order of steps.
         """
         if jax.process_count() == 1:
             return self.received
         return multihost_utils.reached_preemption_sync_point(step)
 
     def interrupt(self, *unused: object) -> None:
-        """Raises Interrupted where this process was asked to stop, and is the only one.
+        """Raises Interrupted if this process was asked to stop and is the only process.
 
-        For work between two steps that is repeated when the run goes on; other processes could not
-        know that this one left it.
+        For work between two steps that is repeated after a resume, such as an evaluation. Several
+        processes finish it, because the others could not know that this one left.
         """
         if self.received and jax.process_count() == 1:
             raise Interrupted
@@ -68,7 +69,10 @@ class StopRequest:
         self.received = True
         # The second signal is then answered by the system, also inside a long compilation.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        print("Asked to stop: finishing this step and saving. Again to end at once.", flush=True)
+        print(
+            "Asked to stop: finishing this step, then saving. Send SIGTERM again to end at once.",
+            flush=True,
+        )
         if self._service is not None:
             self._service(number)
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines in a log."""
+"""Progress of a run: a bar on a terminal, plain lines in a log; and a profiler trace."""
 
 import contextlib
 import resource
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Counts steps, measures speed, shows both; of several processes, the first one shows them.
+    """Counts steps, measures the speed and shows both. Only the first process shows them.
 
     Args:
         start: steps done before.
@@ -36,7 +36,7 @@ class Progress:
         self._waited = 0.0
 
     def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Yields the batches, counting the time that each is waited for."""
+        """Yields the batches, and measures how long the step waits for each."""
         iterator = iter(batches)
         while True:
             asked = time.monotonic()
@@ -52,9 +52,12 @@ class Progress:
         self._bar.update()
 
     def speed(self) -> dict[str, float]:
-        """Since the last call: `images_per_second`, `step_seconds`, `waiting_share` of that time.
+        """Measurements since the last call.
 
-        And `memory_gib`: the most that a device held, or this process where devices do not say.
+        Returns:
+            `images_per_second`; `step_seconds`; `waiting_share`, the share of the time that was
+            spent waiting for batches; `memory_gib`, the peak memory of the first device, or of this
+            process where the device does not report it.
         """
         now = time.monotonic()
         elapsed = now - self._mark
@@ -81,7 +84,7 @@ class Progress:
         print(f"step {self._step}/{self._total}  {text}  {left:.0f} s left", flush=True)
 
     def say(self, line: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line above the bar."""
         if self._silent:
             return
         self._bar.write(line) if self._terminal else print(line, flush=True)
@@ -92,7 +95,7 @@ class Progress:
 
 
 def _peak_memory() -> int:
-    """Bytes that the first device held at most; the process, on a CPU."""
+    """Peak memory in bytes of the first device; of the process, on a CPU."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return statistics.get("peak_bytes_in_use", in_kib * 1024)
@@ -112,7 +115,7 @@ class Profile:
 
     @contextlib.contextmanager
     def of_step(self, step: int) -> Iterator[None]:
-        """Surrounds a step; starts the trace at the first one and writes it after the last."""
+        """Wraps a step. Starts the trace at the first step, writes it after the last."""
         if step == self._first:
             jax.profiler.start_trace(self._directory)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -120,7 +123,7 @@ class Profile:
         if step == self._last and self._first:
             jax.profiler.stop_trace()
             print(
-                f"Traced steps {self._first} to {self._last}. To look at it: pip install xprof, "
-                f"then xprof --logdir={self._directory}",
+                f"Traced steps {self._first} to {self._last}. To view it: pip install xprof, then "
+                f"xprof --logdir={self._directory}",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: `metrics.jsonl`, TensorBoard events, `curves.png`."""
+"""Records of a run: `metrics.jsonl`, TensorBoard events, `curves.png`."""
 
 import contextlib
 import json
@@ -16,18 +16,18 @@ from fastervit_jax.data.paths import is_remote, write_whole
 from fastervit_jax.training.task import Panel
 
 _REMOTE_EVERY = 30
-"""Seconds between two versions of a file in a bucket, which takes one a second at most."""
+"""Seconds between two versions of a file in a bucket, which accepts one per second at most."""
 
 _BOARD_EVERY = 120
-"""Seconds after which TensorBoard sees what is new; for a bucket, all events are sent again."""
+"""Seconds between two flushes of TensorBoard events. In a bucket, each sends all events again."""
 
 
 class Reporter:
-    """Writes records to `metrics.jsonl`, one JSON object a line, to TensorBoard, and elsewhere.
+    """Writes records to `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases.
 
-    A run that goes on from a step drops the records of later steps, so each stands there once. With
-    several processes only the first one writes. Nothing can be appended to a file in a bucket: that
-    is written anew, every half minute and by `flush`.
+    `metrics.jsonl` has one JSON object per line. A resumed run drops the records of later steps, so
+    that every step is recorded once. Only the first process writes. A file in a bucket cannot be
+    appended to: it is written again every half minute, and by `flush`.
     """
 
     def __init__(self, workdir: epath.Path, *, resume_step: int, wandb_project: str = ""):
@@ -39,7 +39,7 @@ class Reporter:
             wandb_project: also log to this Weights & Biases project.
 
         Raises:
-            ImportError: Weights & Biases is asked for and not installed.
+            ImportError: Weights & Biases is asked for but not installed.
         """
         self._path = workdir / "metrics.jsonl"
         self._records = [r for r in read_metrics(workdir) if r["step"] <= resume_step]
@@ -75,8 +75,8 @@ class Reporter:
                 self._board.write(record)
         except OSError as error:
             raise OSError(
-                f"{self._path.parent} cannot be written to ({error.strerror or error}): make room "
-                f"there, or repair what is amiss, and start the same command again."
+                f"Cannot write to {self._path.parent}: {error.strerror or error}. Free space or "
+                f"repair the file system, then run the same command again to resume."
             ) from None
         if self._wandb:
             self._wandb.log(record, step=step)
@@ -95,7 +95,7 @@ class Reporter:
         return any(record["step"] == step and key in record for record in self._records)
 
     def scores(self, metric: str) -> dict[int, float]:
-        """How good the evaluations were, by step, higher is better.
+        """The score of each evaluation, by step. Higher is better.
 
         Args:
             metric: `top1`, `top5` or `loss`.
@@ -107,7 +107,7 @@ class Reporter:
     def close(self) -> None:
         """Finishes the files."""
         if self._writes:
-            with contextlib.suppress(OSError):  # what could not be written was said before
+            with contextlib.suppress(OSError):  # `write` has raised it before
                 self.flush()
                 if self._file is not None:
                     self._file.close()
@@ -119,13 +119,14 @@ class Reporter:
 
 
 class _Board:
-    """A file of TensorBoard events, written by the thread that calls.
+    """A file of TensorBoard events, written in the caller's thread.
 
-    tensorboardX's SummaryWriter has a thread of its own, in which a full disk ends with a trace.
+    tensorboardX's SummaryWriter writes in a thread of its own, where a full disk ends in a
+    traceback instead of an exception for the caller.
     """
 
     def __init__(self, workdir: epath.Path, *, purge_step: int):
-        """Opens the file; TensorBoard drops what older files say of `purge_step` and later."""
+        """Opens the file. TensorBoard ignores events of older files from `purge_step` on."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -156,7 +157,7 @@ class _Board:
 
 
 def _start_wandb(project: str, workdir: epath.Path):
-    """A Weights & Biases run, named by its directory so that a resumed run goes on; or None."""
+    """A Weights & Biases run named after the directory, so that it can be resumed; or None."""
     if not project:
         return None
     try:
@@ -174,7 +175,7 @@ def _start_wandb(project: str, workdir: epath.Path):
 def read_metrics(workdir: epath.PathLike) -> list[dict]:
     """The records of a run, oldest first.
 
-    A last line that a crash cut off is left out; so is one that was damaged, with a warning.
+    A last line that a crash cut off is ignored. A damaged line is ignored with a warning.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
@@ -187,7 +188,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict]:
             records += [record] if isinstance(record["step"], int) else []
         except (json.JSONDecodeError, KeyError, TypeError):
             if number < len(lines):
-                logging.warning("%s: line %d is no record and is left out.", path, number)
+                logging.warning("%s: ignored line %d, which is not a record.", path, number)
     return records
 
 
@@ -196,7 +197,7 @@ def _line(record: dict) -> str:
 
 
 def _number(value) -> int | float | None:
-    """A JSON number; what is not finite becomes null, which JSON has and NaN it has not."""
+    """A JSON number; null for values that are not finite, because JSON has no NaN."""
     if isinstance(value, int):
         return value
     value = float(value)

@@ -1,8 +1,8 @@
 """The learning rate: linear warm-up, cosine counted from step 0, then a constant minimum.
 
 The official script sets the rate of an update from that update's 1-based number, just before the
-update (``fastervit/train.py``, ``train_one_epoch``; ``fastervit/scheduler/cosine_lr.py``).
-An optax schedule is asked with the number of updates already made, so it adds one.
+update (`fastervit/train.py`, `train_one_epoch`; `fastervit/scheduler/cosine_lr.py`).
+An optax schedule gets the number of updates already made, so it adds one.
 """
 
 import math
@@ -22,26 +22,26 @@ def warmup_cosine_schedule(
 ) -> optax.Schedule:
     """Builds the official learning-rate schedule.
 
-    With ``t`` the 1-based number of an update:
+    With `t` the 1-based number of an update:
 
-    - ``t < warmup_steps``: linear from `warmup_start` (at 0) towards `peak` (at `warmup_steps`);
-    - ``t <= total_steps``: cosine from `peak` at 0 to `minimum` at `total_steps`. It is counted
+    - `t < warmup_steps`: linear from `warmup_start` (at 0) towards `peak` (at `warmup_steps`);
+    - `t <= total_steps`: cosine from `peak` at 0 to `minimum` at `total_steps`. It is counted
       from step 0 and not from the warm-up's end, so the rate steps down slightly there;
     - afterwards, the cooldown: `minimum`.
 
     Args:
-      peak: the highest rate (0.005 in the recipe); the cosine's value at step 0.
-      warmup_steps: length of the warm-up, in updates; 0 for none.
-      total_steps: length of the cosine, in updates, cooldown not counted (310 epochs x 312).
-      warmup_start: the rate that the warm-up starts from.
-      minimum: the rate at the cosine's end and in the cooldown.
+        peak: the highest rate (0.005 in the recipe); the cosine's value at step 0.
+        warmup_steps: length of the warm-up, in updates; 0 for none.
+        total_steps: length of the cosine, in updates, cooldown not counted (310 epochs x 312).
+        warmup_start: the rate that the warm-up starts from.
+        minimum: the rate at the cosine's end and in the cooldown.
 
     Returns:
-      A function from the number of updates made so far (scalar, 0 before the first one) to the
-      rate of the next update, float32 (float64 under ``jax_enable_x64``).
+        A function from the number of updates made so far (scalar, 0 before the first one) to the
+        rate of the next update, float32 (float64 under `jax_enable_x64`).
 
     Raises:
-      ValueError: for negative or infinite rates, for step counts that do not fit each other.
+        ValueError: for negative or infinite rates, for step counts that do not fit each other.
     """
     _check_schedule(peak, warmup_steps, total_steps, warmup_start, minimum)
 
@@ -74,17 +74,16 @@ def _check_schedule(
     rates = {"peak": peak, "warmup_start": warmup_start, "minimum": minimum}
     for name, rate in rates.items():
         if not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(f"The learning rate {name}={rate} must be a number of at least 0.")
+            raise ValueError(f"Invalid learning rate {name}={rate}: expected 0 or more.")
     for name, rate in list(rates.items())[1:]:
         if rate > peak:
             raise ValueError(
-                f"The learning rate {name}={rate} is above the peak of {peak}: lower it, or raise "
-                "the peak."
+                f"Invalid learning rate {name}={rate}: expected at most the peak, {peak}."
             )
     if total_steps < 1:
-        raise ValueError(f"The schedule needs at least one step; total_steps is {total_steps}.")
+        raise ValueError(f"Invalid total_steps={total_steps}: expected 1 or more.")
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
-            f"The warm-up of {warmup_steps} steps must lie within the schedule's {total_steps} "
-            "steps: shorten the warm-up or train longer."
+            f"Invalid warmup_steps={warmup_steps}: expected 0 to total_steps={total_steps}. "
+            "Shorten the warm-up or train longer."
         )

@@ -143,7 +143,7 @@ def test_an_unknown_format(model, tmp_path):
 def test_nothing_is_overwritten(model, tmp_path):
     (tmp_path / "exported").mkdir()
     (tmp_path / "exported" / "precious").write_text("")
-    with pytest.raises(FileExistsError, match="choose another place"):
+    with pytest.raises(FileExistsError, match="Choose another directory"):
         export_model(model, tmp_path / "exported", format="stablehlo")
     assert [path.name for path in tmp_path.rglob("*")] == ["exported", "precious"]
 

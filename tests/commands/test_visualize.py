@@ -87,7 +87,10 @@ def test_pictures(layers, tmp_path):
     for name in ("carriers.png", "pixel.png"):
         picture = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         assert picture.shape[1] > 500 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
-    with pytest.raises(ValueError, match=re.escape("(100, 3) lies outside the image, 100×170")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("Invalid pixel (100, 3): expected one inside"),
+    ):
         draw_pixel(layers, pixels, (100, 3), tmp_path / "outside.png")
     with pytest.raises(ValueError, match="no carrier tokens"):
         draw_carriers(layers[2:], pixels, tmp_path / "none.png")

@@ -12,8 +12,8 @@ from scipy.special import erf
 
 from fastervit_jax.models import variant_config
 from fastervit_jax.models.layers import DepthwiseConv3x3
+from fastervit_jax.models.layouts import traced_for
 from fastervit_jax.models.transformer import Attention, Mlp
-from tests.small.layout import laid_out_for
 
 CONFIG = variant_config("faster_vit_0_224")
 WINDOWS, SIDE, IN_FRONT, WIDTH, HEADS = 3, 3, 2, 24, 4
@@ -45,7 +45,7 @@ def _check(module: nnx.Module, run: Callable, expected: Callable, shape: tuple[i
 
     found = {}
     for platform in ("cpu", "cuda", "tpu"):
-        with laid_out_for(platform):
+        with traced_for(platform):
             function = nnx.grad(squares, argnums=(0, 1), has_aux=True)
             gradients, out = nnx.jit(function)(module, x)
         np.testing.assert_allclose(out, expected(x), rtol=1e-10, atol=1e-10, err_msg=platform)
@@ -113,9 +113,9 @@ def test_depthwise_convolution():
 def test_depthwise_convolution_in_bfloat16_sums_in_float32():
     convolution = DepthwiseConv3x3(WIDTH, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 6, WIDTH)), jnp.bfloat16)
-    with laid_out_for("cuda"):
+    with traced_for("cuda"):
         other = np.asarray(convolution(x), np.float32)
-    with laid_out_for("cpu"):
+    with traced_for("cpu"):
         out = convolution(x)
     assert out.dtype == jnp.bfloat16
     # The other rounds once more, before the bias.
@@ -124,7 +124,7 @@ def test_depthwise_convolution_in_bfloat16_sums_in_float32():
     precise.dtype = jnp.float32
     kernel = convolution.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
     precise.kernel = nnx.Param(kernel)
-    with laid_out_for("cpu"):
+    with traced_for("cpu"):
         np.testing.assert_array_equal(out, precise(x).astype(jnp.bfloat16))
 
 

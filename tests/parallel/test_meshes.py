@@ -14,6 +14,7 @@ from flax import nnx
 
 from fastervit_jax.augmentation.device import AugmentationSettings
 from fastervit_jax.models import FasterViT, variant_config
+from fastervit_jax.models.layouts import traced_for
 from fastervit_jax.models.pure_model import PureModel
 from fastervit_jax.parallel.mesh import make_mesh, place_batch
 from fastervit_jax.parallel.partition import gather_in_loops
@@ -22,7 +23,6 @@ from fastervit_jax.training.classification import ClassificationObjective
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 from tests.quick_compilation import QUICK_COMPILATION
-from tests.small.layout import laid_out_for
 
 STEPS = 5
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
@@ -97,7 +97,7 @@ def run(
             }
             batch = place_batch(batch, mesh)
             if compiled is None:
-                with laid_out_for(platform):
+                with traced_for(platform):
                     compiled = step.lower(state, batch).compile(QUICK_COMPILATION)
             state, metrics = compiled(state, batch)
             losses.append(float(metrics["loss"]))

@@ -125,7 +125,7 @@ def test_bad_batches_change_nothing_and_too_many_end_the_run(poison, tmp_path):
     # Three in a row end the run.
     count[0] = 0
     steps |= {3, 4, 5}
-    with pytest.raises(ValueError, match=r"The last 3 steps, up to step 4, .* not finite"):
+    with pytest.raises(ValueError, match=r"the last 3 steps, up to step 4, .* not finite"):
         train(
             classification.Classification(),
             _config(tmp_path / "data", max_skipped_in_a_row=3),

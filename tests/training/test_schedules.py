@@ -56,11 +56,11 @@ def test_without_warmup_and_in_compiled_code():
     [
         (dict(peak=-1.0), "peak=-1.0"),
         (dict(peak=float("nan")), "peak=nan"),
-        (dict(minimum=0.1), "minimum=0.1 is above the peak"),
-        (dict(warmup_start=0.1), "warmup_start=0.1 is above the peak"),
-        (dict(total_steps=0, warmup_steps=0), "at least one step"),
-        (dict(warmup_steps=-1), "warm-up of -1 steps"),
-        (dict(warmup_steps=10**6), "warm-up of 1000000 steps"),
+        (dict(minimum=0.1), "minimum=0.1: expected at most the peak"),
+        (dict(warmup_start=0.1), "warmup_start=0.1: expected at most the peak"),
+        (dict(total_steps=0, warmup_steps=0), "total_steps=0: expected 1 or more"),
+        (dict(warmup_steps=-1), "warmup_steps=-1"),
+        (dict(warmup_steps=10**6), "warmup_steps=1000000"),
     ],
 )
 def test_bad_settings_are_refused(change, message):
