@@ -1,19 +1,24 @@
 # make quickstart   trains a small FasterViT on scanned digits and evaluates it
-# make test         lint, types and tests; make test-slow: what is too long for every change
+# make test         lint, types and tests
+# make test-slow    the tests that take too long for every change
+# make docs         builds the documentation site into site/
+# make wheel        builds sdist and wheel into dist/, checks them, and uses the wheel as a user would
 #
-# Both make their own virtual environment. Variables:
-#   PYTHON=python3.12   the interpreter it is made with
-#   VENV=.venv          where it is made
-#   REFERENCE=no        leave out torch and the official package: nothing is compared with them
+# Every target makes its own virtual environment. Variables:
+#   PYTHON=python3.12   the interpreter that makes it
+#   VENV=.venv          its directory
+#   REFERENCE=no        without torch and the official package; nothing is compared with them
+#   JAX=0.10.0          this version of JAX; default: the newest
 PYTHON ?= python3
 VENV ?= .venv
 REFERENCE ?= yes
+JAX ?=
 WORKDIR ?= runs/digits
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow lint docs wheel clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -30,17 +35,28 @@ lint: $(VENV)/test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/docs-installed
+	$(BIN)/mkdocs build --strict
+
+wheel: $(VENV)/test-installed
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[quickstart]'
+	$(BIN)/pip install --quiet --editable '.[quickstart]' $(if $(JAX),jax==$(JAX))
 	touch $@
 
-# The official package names no versions that work together, so it comes without its dependencies.
-# Where torch cannot be had, the tests that compare with it are left out, and the summary says so.
+# The official package names no versions that work together, so it is installed without its
+# dependencies. Where torch cannot be installed, the tests that compare with it are left out, and the
+# summary says so.
 $(VENV)/test-installed: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[test]' $(if $(JAX),jax==$(JAX))
 ifeq ($(REFERENCE),yes)
 	($(BIN)/pip install --quiet torch==2.13.0 pyyaml safetensors huggingface_hub && \
 	 $(BIN)/pip install --quiet --no-deps timm==0.9.16 torchvision==0.28.0 fastervit==1.0.0) || \
@@ -48,5 +64,9 @@ ifeq ($(REFERENCE),yes)
 endif
 	touch $@
 
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) dist site

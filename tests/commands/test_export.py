@@ -136,7 +136,7 @@ def test_a_missing_library(model, tmp_path, monkeypatch):
 
 
 def test_an_unknown_format(model, tmp_path):
-    with pytest.raises(ValueError, match="choose among stablehlo, onnx, saved_model"):
+    with pytest.raises(ValueError, match="expected one of stablehlo, onnx, saved_model"):
         export_model(model, tmp_path / "exported", format="torchscript")
 
 
