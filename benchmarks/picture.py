@@ -1,6 +1,6 @@
 """Draws throughput against published accuracy, from the records of inference.py.
 
-    python benchmarks/picture.py benchmarks/results/inference_….json --batch 8 --output FILE.png
+    python benchmarks/picture.py benchmarks/results/inference_cpu.json --batch 1 --output FILE.png
 
 As the paper's first figure, for ours and the official code on the same device. Accuracy is the
 published one of the official weights, ImageNet-1K top-1 at 224 pixels (the official repository).
@@ -31,7 +31,9 @@ def main() -> None:
     flags.add_argument("--batch", type=int, required=True)
     flags.add_argument("--output", type=Path, required=True)
     arguments = flags.parse_args()
-    records = [json.loads(path.read_text()) for path in arguments.records]
+    # A file holds one record, or a list of those that answer a question together.
+    contents = [json.loads(path.read_text()) for path in arguments.records]
+    records = [r for c in contents for r in (c if isinstance(c, list) else [c])]
     devices = {record["device"] for record in records}
     if len(devices) > 1:
         raise SystemExit(f"The records are of different devices: {', '.join(sorted(devices))}.")

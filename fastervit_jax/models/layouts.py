@@ -81,8 +81,7 @@ def split_heads(
 
     def one_product(x, kernel):
         parts = linear(x, kernel, bias).reshape(n, tokens, 3, heads, -1)
-        query, key, value = jnp.moveaxis(parts, 2, 0)
-        return tuple(part.swapaxes(1, 2) for part in (query, key, value))
+        return tuple(parts[:, :, part].swapaxes(1, 2) for part in range(3))
 
     def tokens_last(x, kernel):
         kernels = kernel.reshape(len(kernel), 3, heads, -1)

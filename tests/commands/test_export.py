@@ -49,7 +49,7 @@ def run(*arguments, python: Path | str = sys.executable) -> str:
     return result.stdout
 
 
-# Written by hand into docs/export.md as well.
+# Written by hand into docs/guides/export.md as well.
 LOAD_STABLEHLO = """
 import sys
 import jax

@@ -1,4 +1,4 @@
-"""The examples of docs/model.md, run on a small network, and what they must have done."""
+"""The examples of docs/guides/backbone.md, run on a small network, and what they must have done."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from flax import nnx
 import fastervit_jax
 from tests.small.network import small_model
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "model.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "guides" / "backbone.md"
 
 
 def examples() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The commands of docs/data.md, on a real `imagenet2012` build from small archives.
+"""The commands of docs/guides/train-imagenet.md, on a real `imagenet2012` build from small archives.
 
 Building needs TensorFlow: in this environment, or in the one whose Python the environment variable
 FASTERVIT_PREPARE_PYTHON names. Reading is done here, and needs none.
@@ -30,7 +30,7 @@ from tests.data.imagenet_fixture import (
 )
 from tests.parallel.hosts import start
 
-DOCS = Path(__file__).parents[3] / "docs" / "data.md"
+DOCS = Path(__file__).parents[3] / "docs" / "guides" / "train-imagenet.md"
 PYTHON = os.environ.get("FASTERVIT_PREPARE_PYTHON", sys.executable)
 
 
@@ -51,7 +51,7 @@ pytestmark = [
 
 
 def run_block(number, home, **replace):
-    """Runs the n-th bash block of docs/data.md that a test is said to run, below a home."""
+    """Runs the n-th bash block of docs/guides/train-imagenet.md that a test is said to run, below a home."""
     blocks = re.findall(
         r"runs this block as it stands. -->\n```bash\n(.*?)```", DOCS.read_text(), re.S
     )

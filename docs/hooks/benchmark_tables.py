@@ -1,0 +1,161 @@
+"""The tables of `benchmarks.md`, from the records in benchmarks/results."""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def _rows(question: str) -> list[dict]:
+    """All rows of a question: a file holds one record, or a list of records."""
+    content = json.loads((RESULTS / f"{question}.json").read_text())
+    records = content if isinstance(content, list) else [content]
+    return [row for record in records for row in record.get("rows", [record])]
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def inference_cpu() -> str:
+    """Images per second of a forward pass on one core."""
+    return _table(
+        ["model", "batch", "ours", "ours, deployed", "ours / eager", "ours / compiled"],
+        [
+            [
+                f"`{row['model']}`",
+                str(row["batch"]),
+                _number(row["ours"]),
+                _number(row["ours_deployed"]),
+                _ratio(row.get("ratio_eager")),
+                _ratio(row.get("ratio_plain")),
+            ]
+            for row in _rows("inference_cpu")
+        ],
+    )
+
+
+def training_step_cpu() -> str:
+    """Images per second of a training step on one core."""
+    return _table(
+        ["model", "batch", "torch eager", "ours", "ours / eager"],
+        [
+            [
+                f"`{row['model']}`",
+                str(row["batch"]),
+                _number(row["eager"]),
+                _number(row["ours"]),
+                _ratio(row["ratio_eager"]),
+            ]
+            for row in _rows("training_step_cpu")
+        ],
+    )
+
+
+def tpu_forward() -> str:
+    """The TPU compiler's estimate of a forward pass of 128 images on one chip."""
+    chips = {"v5e": 0, "v5p": 1, "v6e": 2}
+    rows = sorted(
+        _rows("tpu_estimate_forward"),
+        key=lambda row: (row["model"], chips[row["chip"].split(":")[0]]),
+    )
+    return _table(
+        ["model", "chip", "million cycles", "ms", "images/s", "share of peak"],
+        [
+            [
+                f"`{row['model']}`",
+                row["chip"].split(":")[0],
+                f"{row['mcycles']:.2f}",
+                f"{row['ms']:.1f}",
+                f"{1000 * row['batch'] / row['ms']:,.0f}",
+                f"{row['ratio_peak']:.0%}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def tpu_step() -> str:
+    """The TPU compiler's estimate of a training step on one chip."""
+    return _table(
+        ["model", "chip", "images", "million cycles", "ms", "share of peak"],
+        [
+            [
+                f"`{row['model']}`",
+                row["chip"].split(":")[0],
+                str(row["batch"]),
+                f"{row['mcycles']:.2f}",
+                f"{row['ms']:.1f}",
+                f"{row['ratio_peak']:.0%}",
+            ]
+            for row in _rows("tpu_estimate_step")
+        ],
+    )
+
+
+def pods() -> str:
+    """The TPU compiler's estimate of the recipes' steps on pods."""
+    rows = []
+    for row in _rows("pods"):
+        fast, slow = (1000 * seconds for seconds in row["seconds"])
+        slow_rate, fast_rate = sorted(row["images_per_second"])
+        rows.append(
+            [
+                f"`{row['model']}`",
+                row["topology"],
+                " × ".join(str(size) for size in row["mesh"].values()),
+                f"{row['memory']['peak'] / 2**30:.1f}",
+                f"{fast:.0f} to {slow:.0f}",
+                f"{slow_rate:,.0f} to {fast_rate:,.0f}",
+            ]
+        )
+    return _table(
+        ["model", "topology", "mesh", "GiB per chip", "step, ms", "images/s"],
+        sorted(rows, key=lambda row: (row[0], row[1])),
+    )
+
+
+def growth_cpu() -> str:
+    """Cost against image size."""
+    rows = _rows("growth_cpu")
+    first = rows[0]
+    return _table(
+        [
+            "pixels per side",
+            "GMACs",
+            "× those of 224",
+            "ours, ms",
+            "× that of 224",
+            "torch eager, ms",
+        ],
+        [
+            [
+                str(row["side"]),
+                f"{row['gmacs_hand']:.1f}",
+                f"{row['gmacs_hand'] / first['gmacs_hand']:.1f}",
+                f"{row['ms_ours']:.0f}",
+                f"{row['ms_ours'] / first['ms_ours']:.1f}",
+                f"{row['ms_eager']:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+TABLES = {
+    "inference_cpu": inference_cpu,
+    "training_step_cpu": training_step_cpu,
+    "tpu_forward": tpu_forward,
+    "tpu_step": tpu_step,
+    "pods": pods,
+    "growth_cpu": growth_cpu,
+}
