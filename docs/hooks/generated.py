@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from benchmark_tables import TABLES  # noqa: E402
+from benchmark_tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "fastervit_jax" / "runs" / "config.py"

@@ -108,7 +108,7 @@ def _assert_equal_weights(first, second):
 
 @pytest.mark.slow
 def test_fine_tuning_to_some_classes_with_frozen_stages(run):
-    """The example of docs/guides/fine-tune.md, small: the head is new, frozen stages stay to the bit."""
+    """The example of the guide, small: the head is new, frozen stages keep their bits."""
     root, _ = run
     write_digits(root / "five")
     for split in ("train", "validation"):

@@ -1,4 +1,4 @@
-"""The commands of docs/guides/train-imagenet.md, on a real `imagenet2012` build from small archives.
+"""The commands of the guide on ImageNet, on a real `imagenet2012` build from small archives.
 
 Building needs TensorFlow: in this environment, or in the one whose Python the environment variable
 FASTERVIT_PREPARE_PYTHON names. Reading is done here, and needs none.
@@ -51,7 +51,7 @@ pytestmark = [
 
 
 def run_block(number, home, **replace):
-    """Runs the n-th bash block of docs/guides/train-imagenet.md that a test is said to run, below a home."""
+    """Runs the n-th bash block of the guide that a test is said to run, below a home directory."""
     blocks = re.findall(
         r"runs this block as it stands. -->\n```bash\n(.*?)```", DOCS.read_text(), re.S
     )
