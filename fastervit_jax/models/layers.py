@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from fastervit_jax.models import layouts
@@ -15,16 +16,51 @@ def full_precision(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _in_a_row(draw):
-    """An initializer that draws a flat array and reshapes it: the numbers are the same.
+def _normal(deviation: float):
+    """An initializer: normal with mean 0."""
+    return _initializer(
+        lambda generator, shape: deviation * generator.standard_normal(shape, np.float32),
+        lambda key, shape: deviation * jax.random.normal(key, shape),
+    )
 
-    XLA for CPU unrolls loops over short axes. Compiling the draw of one small kernel takes seconds.
+
+def _uniform(fan_in: int):
+    """An initializer: uniform within 1/√fan-in, torch's default for convolutions."""
+    bound = 1 / math.sqrt(fan_in)
+    return _initializer(
+        lambda generator, shape: bound * (2 * generator.random(shape, np.float32) - 1),
+        lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound),
+    )
+
+
+def _initializer(on_host, traced):
+    """An initializer that draws with NumPy, because JAX would compile a program for each shape.
+
+    The seed is the key, so the weights do not depend on the machine. Inside a traced function,
+    whose keys have no value yet, JAX draws: the distribution is the same, the numbers differ.
     """
 
     def initializer(key, shape, dtype=jnp.float32):
-        return draw(key, (math.prod(shape),), dtype).reshape(shape)
+        if isinstance(key, jax.core.Tracer):
+            # Flat, because XLA for CPU takes seconds to compile loops over short axes.
+            return traced(key, (math.prod(shape),)).reshape(shape).astype(dtype)
+        words = np.asarray(jax.random.key_data(key)).ravel()
+        return jnp.asarray(on_host(np.random.default_rng(words), shape), dtype)
 
     return initializer
+
+
+def _constant(value: float):
+    """An initializer: one value, made by NumPy as in `_initializer`."""
+
+    def initializer(key, shape, dtype=jnp.float32):
+        del key
+        return jnp.asarray(np.full(shape, value), dtype)
+
+    return initializer
+
+
+_zeros, _ones = _constant(0), _constant(1)
 
 
 class Linear(nnx.Linear):
@@ -47,7 +83,8 @@ def linear(
         in_features,
         out_features,
         use_bias=use_bias,
-        kernel_init=_in_a_row(nnx.initializers.normal(0.02)),
+        kernel_init=_normal(0.02),
+        bias_init=_zeros,
         dtype=dtype,
         rngs=rngs,
     )
@@ -79,17 +116,6 @@ def conv3x3(
         dtype=dtype,
         rngs=rngs,
     )
-
-
-def _uniform(fan_in: int):
-    """An initializer that draws uniformly within 1/√fan-in."""
-    bound = 1 / math.sqrt(fan_in)
-
-    @_in_a_row
-    def uniform(key, shape, dtype):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return uniform
 
 
 class DepthwiseConv3x3(nnx.Conv):
@@ -154,6 +180,8 @@ def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.L
         epsilon=epsilon,
         use_fast_variance=one_pass_variance(dtype),
         promote_dtype=_only_the_input,
+        scale_init=_ones,
+        bias_init=_zeros,
         dtype=dtype,
         rngs=rngs,
     )
@@ -183,7 +211,15 @@ class BatchNorm(nnx.BatchNorm):
     bias: Any
 
     def __init__(self, features: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
-        super().__init__(features, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        super().__init__(
+            features,
+            momentum=0.9,
+            epsilon=epsilon,
+            scale_init=_ones,
+            bias_init=_zeros,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.group_size: int | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:

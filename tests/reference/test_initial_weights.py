@@ -16,12 +16,14 @@ NAME = "faster_vit_3_224"
 OPTIONS = dict(dim=32, in_dim=16, depths=(1, 0, 1, 0), layer_scale_conv=0.1, num_classes=50)
 
 
-@pytest.fixture(scope="module")
-def ours():
-    """New weights by name."""
-    state = quick_jit(
-        lambda: nnx.state(FasterViT(variant_config(NAME, **OPTIONS), rngs=nnx.Rngs(0)))
-    )()
+@pytest.fixture(scope="module", params=["eager", "traced"])
+def ours(request):
+    """New weights by name: drawn by NumPy, and by JAX inside a traced function."""
+
+    def make():
+        return nnx.state(FasterViT(variant_config(NAME, **OPTIONS), rngs=nnx.Rngs(0)))
+
+    state = make() if request.param == "eager" else quick_jit(make)()
     return {name: np.asarray(array) for name, array in flatten(state).items()}
 
 
