@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -22,7 +23,7 @@ def create_model(
     window_size: tuple[int, ...] | None = None,
     ct_size: int | None = None,
     hat: tuple[bool, ...] | None = None,
-    dtype=jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
 ) -> FasterViT:

@@ -21,136 +21,148 @@ _OF_ONE_HOST = ("data.data_dir", "data.num_workers")
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The keys of a run. The values are the official ImageNet-1K recipe where it has one."""
+    """The keys of a run. The values are the official ImageNet-1K recipe where it has one.
+
+    The comment at a key is its documentation (docs/hooks/generated.py).
+    """
     optional = config_dict.placeholder
     config = ml_collections.ConfigDict()
-    config.seed = 0  # of weights, order, distortions, drop path: of everything random
+    config.seed = 0  # seed of everything random: weights, order, augmentation, drop path
 
     config.model = ml_collections.ConfigDict(
         {
-            "name": "faster_vit_0_224",
-            "num_classes": 1000,
-            "dtype": "bfloat16",  # of the computation; parameters are float32
-            # Changes to the named network (see FasterViTConfig); None keeps its value.
-            "resolution": optional(object),  # one side, or (height, width)
-            "depths": optional(tuple),
-            "num_heads": optional(tuple),
-            "window_size": optional(tuple),
-            "hat": optional(tuple),
-            "dim": optional(int),
-            "in_dim": optional(int),
-            "ct_size": optional(int),
-            "mlp_ratio": optional(float),
-            "layer_scale": optional(float),
-            "do_propagation": optional(bool),
-            "drop_path_rate": optional(float),
-            "drop_rate": optional(float),
-            "attn_drop_rate": optional(float),
+            "name": "faster_vit_0_224",  # a name of `list_models()`
+            "num_classes": 1000,  # number of classes
+            "dtype": "bfloat16",  # type of the computation; parameters are float32
+            "resolution": optional(object),  # image size in pixels: one side, or (height, width)
+            "depths": optional(tuple),  # number of blocks of each stage
+            "num_heads": optional(tuple),  # attention heads of each stage
+            "window_size": optional(tuple),  # side of the attention windows of each stage
+            "hat": optional(tuple),  # for each stage, whether it has carrier tokens
+            "dim": optional(int),  # width of the first stage; it doubles at each stage
+            "in_dim": optional(int),  # width between the two convolutions of the stem
+            "ct_size": optional(int),  # side of the square of carrier tokens of a window
+            "mlp_ratio": optional(float),  # hidden width of the MLPs over the token width
+            "layer_scale": optional(float),  # initial layer scale of the attention blocks
+            "do_propagation": optional(bool),  # add carrier tokens to the map in a last block
+            "drop_path_rate": optional(float),  # drop path of the last block; linear from 0
+            "drop_rate": optional(float),  # dropout after projections and inside MLPs
+            "attn_drop_rate": optional(float),  # dropout of attention weights
         }
     )
 
     config.finetune = ml_collections.ConfigDict(
         {
-            # Where to start: a converted directory, an official file, a work directory. "": anew.
+            # Initial weights: a converted directory, an official file or a work directory. Empty:
+            # new weights.
             "weights": "",
-            "layer_decay": 1.0,  # of the learning rate, from each block to the one before it
-            # Modules that stay as they are, their statistics too: ("stem", "stages.0"). A linear
-            # probe: ("stem", "stages", "downsamples", "norm").
+            "layer_decay": 1.0,  # factor on the learning rate from each block to the block before
+            # Modules that are not trained, such as ("stem", "stages.0"); their batch norms keep
+            # their statistics. A linear probe: ("stem", "stages", "downsamples", "norm").
             "frozen": (),
         }
     )
 
     config.data = ml_collections.ConfigDict(
         {
-            "train": "tfds:imagenet2012@train",
-            "validation": "tfds:imagenet2012@validation",
-            "data_dir": optional(str),  # where TFDS sets are prepared; None: TFDS's own default
-            "num_workers": 16,  # processes a host that decode; 0: a thread of the trainer
-            # Damaged images that a run replaces, as a share of the images drawn. Above it stops.
+            "train": "tfds:imagenet2012@train",  # training set
+            "validation": "tfds:imagenet2012@validation",  # validation set
+            "data_dir": optional(str),  # directory of prepared TFDS sets; None: TFDS's default
+            "num_workers": 16,  # decoding processes per host; 0: a thread of the trainer
+            # Damaged images that a run replaces, as a share of the images drawn. Above it the run
+            # stops.
             "max_damaged_share": 0.001,
         }
     )
-    config.batch_size = 4096  # images a step, over all hosts
+    config.batch_size = 4096  # images per step, over all hosts
 
-    # Host: what happens to a decoded image.
     config.crop = ml_collections.ConfigDict(
         {
-            "scale": (0.08, 1.0),  # the crop's share of the image's area
-            "ratio": (3 / 4, 4 / 3),  # its width / height
+            "scale": (0.08, 1.0),  # area of the random crop, as a share of the image
+            "ratio": (3 / 4, 4 / 3),  # width / height of the random crop
             "interpolation": "random",  # bilinear, bicubic, or random for either
         }
     )
-    config.flip = 0.5
-    config.rand_augment = "rand-m9-mstd0.5-inc1"  # "" for none
-    # Flip and RandAugment in the step instead, for hosts that are too slow for their devices; there
-    # an image may differ from the host's by a level (docs/training.md).
+    config.flip = 0.5  # probability of a horizontal flip
+    config.rand_augment = "rand-m9-mstd0.5-inc1"  # RandAugment in timm's notation; empty: none
+    # Flip and RandAugment on the device instead of the host, for hosts that are too slow. An image
+    # can differ from the host's by one level of 256 per operation.
     config.distort_on_device = False
 
-    # Device: what happens to a batch.
-    config.mixup_alpha = 0.8
-    config.cutmix_alpha = 1.0
-    config.cutmix_probability = 0.5  # CutMix instead of mixup, where both are on
-    config.mixing_probability = 1.0
-    config.label_smoothing = 0.1
-    config.erasing_probability = 0.25
+    config.mixup_alpha = 0.8  # Beta parameter of mixup; 0: no mixup
+    config.cutmix_alpha = 1.0  # Beta parameter of CutMix; 0: no CutMix
+    config.cutmix_probability = 0.5  # probability of CutMix where both are on
+    config.mixing_probability = 1.0  # probability that a group is mixed at all
+    config.label_smoothing = 0.1  # share of the label spread over all classes
+    config.erasing_probability = 0.25  # probability that a rectangle of an image is erased
 
-    config.epochs = 310
-    config.cooldown_epochs = 10  # at the lowest rate, after the epochs
-    # Stop here and leave the rest for later: the same command without it goes on. 0: do not stop.
+    config.epochs = 310  # epochs of warm-up and cosine
+    config.cooldown_epochs = 10  # epochs at the lowest rate, after the others
+    # Stop after so many epochs. The same command without this key resumes the run. 0: do not stop.
     config.stop_after_epochs = 0
     config.optimizer = ml_collections.ConfigDict(
         {
             "name": "adamw",  # adamw, lamb or sgd
-            "learning_rate": 5e-3,  # the peak
-            "warmup_epochs": 20.0,
-            "warmup_start": 1e-6,
-            "minimum": 5e-6,
-            "weight_decay": 0.005,
-            "clip_norm": 5.0,  # 0: no clipping
+            "learning_rate": 5e-3,  # the highest rate
+            "warmup_epochs": 20.0,  # length of the linear warm-up
+            "warmup_start": 1e-6,  # rate at the start of the warm-up
+            "minimum": 5e-6,  # rate at the end of the cosine, and in the cooldown
+            "weight_decay": 0.005,  # decay of matrices and kernels
+            "clip_norm": 5.0,  # largest global norm of the gradients; 0: no clipping
         }
     )
-    config.ema_decay = 0.9998  # of the EMA of weights, a step
+    config.ema_decay = 0.9998  # decay of the EMA of weights and statistics, per step
     config.mesa = ml_collections.ConfigDict(
         {
-            "weight": 0.1,  # of the divergence from the EMA's answers; 0: none
-            "start": 0.25,  # on from the first epoch beyond this share of the epochs
+            "weight": 0.1,  # weight of the divergence from the answers of the EMA; 0: no MESA
+            "start": 0.25,  # MESA starts after this share of the epochs
         }
     )
-    # Images that are normalised (batch norm) and mixed together: what a GPU held in the official
-    # recipe. Mixing stays within a device: where one holds fewer, it mixes those it holds.
+    # Images that batch norm normalizes together, and that are mixed together: the images of one GPU
+    # in the official recipe. A device that holds fewer mixes those that it holds.
     config.group_size = 128
-    config.accumulate = 1  # parts of a batch that go through the network one after the other
+    config.accumulate = 1  # parts of a batch, which go through the network one after the other
     # Stages, 1 to 4, whose blocks are computed again for the gradient, to save memory: (1, 2).
     config.remat = ()
-    # Whether the attention blocks of a stage run as one loop: deep networks compile in half the
-    # time or less, and take more memory (benchmarks/NOTES.md).
+    # Run the attention blocks of a stage as one loop. Deep networks compile in half the time or
+    # less, and need more memory.
     config.scan_blocks = False
-    config.max_skipped_in_a_row = 10  # steps with non-finite gradients, after which a run stops
+    config.max_skipped_in_a_row = 10  # consecutive non-finite steps that stop the run
 
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ml_collections.ConfigDict(
+        {
+            "data": -1,  # devices that split the batch; -1: all that remain
+            "fsdp": 1,  # devices that split the batch, the parameters and the optimizer state
+            "tensor": 1,  # devices that split the attention blocks
+        }
+    )
 
     config.evaluation = ml_collections.ConfigDict(
         {
-            "every_epochs": 1,
-            "batch_size": 1024,
-            "crop_fraction": 0.875,
-            "crop_mode": "center",
+            "every_epochs": 1,  # epochs from one evaluation to the next
+            "batch_size": 1024,  # images per batch, over all hosts
+            "crop_fraction": 0.875,  # share of the resized image that is cropped
+            "crop_mode": "center",  # center keeps the aspect; squash ignores it
         }
     )
     config.checkpoint = ml_collections.ConfigDict(
         {
-            "every_epochs": 1,
-            "every_steps": 0,  # also within an epoch; 0: not
-            "keep": 3,  # the newest
-            "keep_best": 1,  # and the best by a metric of the evaluations
-            "best_metric": "top1",  # top1, top5 or loss
+            "every_epochs": 1,  # epochs from one checkpoint to the next
+            "every_steps": 0,  # also save after so many steps; 0: do not
+            "keep": 3,  # number of newest checkpoints to keep
+            "keep_best": 1,  # number of best checkpoints to keep beside them
+            "best_metric": "top1",  # the metric that decides: top1, top5 or loss
         }
     )
-    # Keys that may differ from the checkpoint that a run goes on from: ("optimizer.learning_rate",)
-    config.resume = ml_collections.ConfigDict({"allow_changes": ()})
-    config.log_every_steps = 50
-    config.profile_steps = (0, 0)  # first and last step of a profiler trace; (0, 0): none
-    config.wandb_project = ""  # also log to this Weights & Biases project; "": do not
+    config.resume = ml_collections.ConfigDict(
+        {
+            # Keys that may differ from those of the checkpoint: ("optimizer.learning_rate",)
+            "allow_changes": (),
+        }
+    )
+    config.log_every_steps = 50  # steps from one record to the next
+    config.profile_steps = (0, 0)  # first and last step of a profiler trace; (0, 0): no trace
+    config.wandb_project = ""  # Weights & Biases project to log to; empty: none
     return config
 
 

@@ -27,7 +27,7 @@ def test_default_config_is_usable():
     "key, value, wanted",
     [
         ("model.num_classes", 0, "at least one class"),
-        ("model.name", "faster_vit_9_224", "Unknown model"),
+        ("model.name", "faster_vit_9_224", "Invalid model"),
         ("model.depths", (1, 2), "four"),
         ("model.dtype", "float16", "float32 or bfloat16"),
         ("batch_size", 0, "1 or more"),

@@ -1,0 +1,61 @@
+"""The documentation: the site builds strictly, links resolve, tables stay narrow."""
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))
+TEXTS = [Path("README.md"), Path("CONTRIBUTING.md"), Path("CHANGELOG.md"), *PAGES]
+
+sys.path.insert(0, str(ROOT / "docs" / "hooks"))
+generated = importlib.import_module("generated")
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=str)
+def test_links_and_pictures_exist(page):
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=str)
+def test_tables_have_at_most_six_columns(page):
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) <= 7 for row in rows), page
+    for table in generated.TABLES.values() if page.name == "benchmarks.md" else ():
+        assert table().splitlines()[1].count("-|") <= 6
+
+
+def test_every_config_key_has_a_meaning():
+    from fastervit_jax.runs.config import by_dotted_key, default_config
+
+    keys = generated.config_keys(generated.CONFIG.read_text())
+    assert sorted(key.name for key in keys) == sorted(by_dotted_key(default_config().to_dict()))
+
+
+def test_a_key_without_a_comment_fails():
+    source = "def default_config():\n    config.seed = 0  # of all\n    config.flip = 0.5\n"
+    with pytest.raises(ValueError, match=r"config\.flip has no comment"):
+        generated.config_keys(source)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mkdocstrings"), reason="needs mkdocs")
+def test_the_site_builds_strictly(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    config = (tmp_path / "reference" / "config" / "index.html").read_text()
+    assert "optimizer.learning_rate" in config
+    commands = (tmp_path / "reference" / "commands" / "index.html").read_text()
+    assert "--compile_for" in commands and "--dataset" in commands
+    api = (tmp_path / "reference" / "api" / "index.html").read_text()
+    assert "Builds a FasterViT, ready for inference." in api
+    assert "Keep a Changelog" in (tmp_path / "whats-new" / "index.html").read_text()
