@@ -128,8 +128,8 @@ def make_eval_step(
         std: standard deviation of each channel.
 
     Returns:
-        A function of parameters, statistics and a batch that gives for every image the best
-        classes (`top` [N, k]), their `probability` [N, k] and its `loss` [N].
+        A function of parameters, statistics and a batch that gives for every image the best classes
+        (`top` [N, k]), their `probability` [N, k] and its `loss` [N].
     """
     exact = jnp.dtype(dtype) == jnp.float32
     kept = None if logits is None else np.asarray(logits, np.int32)

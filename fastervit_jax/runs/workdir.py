@@ -69,8 +69,7 @@ def load_trained(workdir: epath.PathLike, *, ema: bool = True, dtype: str | None
 
     Args:
         workdir: of `train.py`.
-        ema: whether to take the EMA, which is what training evaluates, or the plain
-            weights.
+        ema: whether to take the EMA, which is what training evaluates, or the plain weights.
         dtype: type of the computation; by default the run's own.
 
     Raises:
