@@ -1,7 +1,7 @@
-"""What a run is: every key a recipe may set, with its default, and the check of their values.
+"""The config of a run: all keys with their defaults, and the check of their values.
 
-Recipes in `configs/` start from `default_config()` and change it; flags change it further
-(`--config.optimizer.learning_rate=1e-3`). None means the model's own value.
+Recipes in `configs/` start from `default_config()` and change it. Flags change it further
+(`--config.optimizer.learning_rate=1e-3`). None means the value of the model.
 """
 
 import json
@@ -14,25 +14,25 @@ from fastervit_jax.models import FasterViTConfig, variant_config
 from fastervit_jax.models.config import ATTENTION_STAGES
 
 NEW_NAMES = {"average_decay": "ema_decay"}
-"""Keys that have changed their names: old run directories and flags use the old ones."""
+"""Renamed keys. Old work directories and flags use the old names."""
 
-# Keys that may differ from host to host.
+# Keys that may differ between hosts.
 _OF_ONE_HOST = ("data.data_dir", "data.num_workers")
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The keys of a run. The values are the official ImageNet-1K recipe where it has one."""
+    """Returns the default config. Values are those of the official ImageNet-1K recipe."""
     optional = config_dict.placeholder
     config = ml_collections.ConfigDict()
-    config.seed = 0  # of weights, order, distortions, drop path: of everything random
+    config.seed = 0  # seed of everything random: weights, order, augmentation, drop path
 
     config.model = ml_collections.ConfigDict(
         {
             "name": "faster_vit_0_224",
             "num_classes": 1000,
-            "dtype": "bfloat16",  # of the computation; parameters are float32
-            # Changes to the named network (see FasterViTConfig); None keeps its value.
-            "resolution": optional(object),  # one side, or (height, width)
+            "dtype": "bfloat16",  # dtype of the computation; parameters are float32
+            # Options that change the named network (see FasterViTConfig); None keeps its value.
+            "resolution": optional(object),  # one side or (height, width), in pixels
             "depths": optional(tuple),
             "num_heads": optional(tuple),
             "window_size": optional(tuple),
@@ -51,11 +51,12 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.finetune = ml_collections.ConfigDict(
         {
-            # Where to start: a converted directory, an official file, a work directory. "": anew.
+            # Initial weights: a converted directory, an official file or a work directory. "" means
+            # new weights.
             "weights": "",
-            "layer_decay": 1.0,  # of the learning rate, from each block to the one before it
-            # Modules that stay as they are, their statistics too: ("stem", "stages.0"). A linear
-            # probe: ("stem", "stages", "downsamples", "norm").
+            "layer_decay": 1.0,  # factor of the learning rate from each block to the previous one
+            # Modules that are not trained, for example ("stem", "stages.0"). Their statistics also
+            # stay fixed. Linear probe: ("stem", "stages", "downsamples", "norm").
             "frozen": (),
         }
     )
@@ -64,68 +65,72 @@ def default_config() -> ml_collections.ConfigDict:
         {
             "train": "tfds:imagenet2012@train",
             "validation": "tfds:imagenet2012@validation",
-            "data_dir": optional(str),  # where TFDS sets are prepared; None: TFDS's own default
-            "num_workers": 16,  # processes a host that decode; 0: a thread of the trainer
-            # Damaged images that a run replaces, as a share of the images drawn. Above it stops.
+            "data_dir": optional(
+                str
+            ),  # directory of the prepared TFDS data sets; None: TFDS's default
+            "num_workers": 16,  # decoding processes per host; 0: a thread of the trainer
+            # Allowed number of damaged images, divided by the images drawn. They are replaced. The
+            # run stops if there are more.
             "max_damaged_share": 0.001,
         }
     )
-    config.batch_size = 4096  # images a step, over all hosts
+    config.batch_size = 4096  # images per step, over all hosts
 
-    # Host: what happens to a decoded image.
+    # Augmentation of each image on the host.
     config.crop = ml_collections.ConfigDict(
         {
-            "scale": (0.08, 1.0),  # the crop's share of the image's area
-            "ratio": (3 / 4, 4 / 3),  # its width / height
-            "interpolation": "random",  # bilinear, bicubic, or random for either
+            "scale": (0.08, 1.0),  # area of the crop, divided by the image's area
+            "ratio": (3 / 4, 4 / 3),  # width / height of the crop
+            "interpolation": "random",  # bilinear, bicubic or random (one of the two)
         }
     )
-    config.flip = 0.5
-    config.rand_augment = "rand-m9-mstd0.5-inc1"  # "" for none
-    # Flip and RandAugment in the step instead, for hosts that are too slow for their devices; there
-    # an image may differ from the host's by a level (docs/training.md).
+    config.flip = 0.5  # probability of a horizontal flip
+    config.rand_augment = "rand-m9-mstd0.5-inc1"  # "" disables it
+    # Apply flip and RandAugment on the device, for hosts that are too slow for their devices. The
+    # pixels may differ from the host's by one level (docs/training.md).
     config.distort_on_device = False
 
-    # Device: what happens to a batch.
+    # Augmentation of each batch on the device.
     config.mixup_alpha = 0.8
     config.cutmix_alpha = 1.0
-    config.cutmix_probability = 0.5  # CutMix instead of mixup, where both are on
+    config.cutmix_probability = 0.5  # probability of CutMix if both are enabled
     config.mixing_probability = 1.0
     config.label_smoothing = 0.1
     config.erasing_probability = 0.25
 
     config.epochs = 310
-    config.cooldown_epochs = 10  # at the lowest rate, after the epochs
-    # Stop here and leave the rest for later: the same command without it goes on. 0: do not stop.
+    config.cooldown_epochs = 10  # additional epochs at the minimum learning rate
+    # Stop after this epoch. The same command without this key resumes the run. 0: do not stop.
     config.stop_after_epochs = 0
     config.optimizer = ml_collections.ConfigDict(
         {
             "name": "adamw",  # adamw, lamb or sgd
-            "learning_rate": 5e-3,  # the peak
+            "learning_rate": 5e-3,  # peak learning rate
             "warmup_epochs": 20.0,
             "warmup_start": 1e-6,
             "minimum": 5e-6,
             "weight_decay": 0.005,
-            "clip_norm": 5.0,  # 0: no clipping
+            "clip_norm": 5.0,  # maximum norm of the gradient; 0: no clipping
         }
     )
-    config.ema_decay = 0.9998  # of the EMA of weights, a step
+    config.ema_decay = 0.9998  # decay per step of the EMA of the weights
     config.mesa = ml_collections.ConfigDict(
         {
-            "weight": 0.1,  # of the divergence from the EMA's answers; 0: none
-            "start": 0.25,  # on from the first epoch beyond this share of the epochs
+            "weight": 0.1,  # weight of the divergence from the EMA's predictions; 0: none
+            "start": 0.25,  # MESA starts after this share of the epochs
         }
     )
-    # Images that are normalised (batch norm) and mixed together: what a GPU held in the official
-    # recipe. Mixing stays within a device: where one holds fewer, it mixes those it holds.
+    # Number of images that batch norm normalizes together and that are mixed together. 128 is the
+    # batch of one GPU in the official recipe. Images are mixed within a device. If a device has
+    # fewer images, it mixes all of them.
     config.group_size = 128
-    config.accumulate = 1  # parts of a batch that go through the network one after the other
-    # Stages, 1 to 4, whose blocks are computed again for the gradient, to save memory: (1, 2).
+    config.accumulate = 1  # number of parts of a batch (gradient accumulation)
+    # Stages, 1 to 4, whose activations are recomputed for the gradient to save memory: (1, 2).
     config.remat = ()
-    # Whether the attention blocks of a stage run as one loop: deep networks compile in half the
-    # time or less, and take more memory (benchmarks/NOTES.md).
+    # Run the attention blocks of a stage in one loop. Deep networks then compile in half the time
+    # or less, and need more memory (benchmarks/NOTES.md).
     config.scan_blocks = False
-    config.max_skipped_in_a_row = 10  # steps with non-finite gradients, after which a run stops
+    config.max_skipped_in_a_row = 10  # stop after this many steps with non-finite gradients
 
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
@@ -140,22 +145,22 @@ def default_config() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict(
         {
             "every_epochs": 1,
-            "every_steps": 0,  # also within an epoch; 0: not
-            "keep": 3,  # the newest
-            "keep_best": 1,  # and the best by a metric of the evaluations
+            "every_steps": 0,  # additional checkpoints within an epoch; 0: none
+            "keep": 3,  # number of newest checkpoints to keep
+            "keep_best": 1,  # number of best checkpoints to keep in addition
             "best_metric": "top1",  # top1, top5 or loss
         }
     )
-    # Keys that may differ from the checkpoint that a run goes on from: ("optimizer.learning_rate",)
+    # Keys that may differ from the checkpoint when a run resumes: ("optimizer.learning_rate",)
     config.resume = ml_collections.ConfigDict({"allow_changes": ()})
     config.log_every_steps = 50
     config.profile_steps = (0, 0)  # first and last step of a profiler trace; (0, 0): none
-    config.wandb_project = ""  # also log to this Weights & Biases project; "": do not
+    config.wandb_project = ""  # Weights & Biases project to log to; "": none
     return config
 
 
 def by_dotted_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries (`config.to_dict()`) as one: `{"mesh": {"data": 1}}` → `mesh.data`."""
+    """Flattens nested dictionaries: `{"mesh": {"data": 1}}` becomes `{"mesh.data": 1}`."""
     items: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -166,25 +171,25 @@ def by_dotted_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shared_settings(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """What must be the same on all hosts of a run, as JSON by the name of its flag."""
+    """Returns the values that must be the same on all hosts, as JSON by flag name."""
     keys = by_dotted_key(config.to_dict())
     return {f"config.{k}": json.dumps(v) for k, v in keys.items() if k not in _OF_ONE_HOST}
 
 
 def model_config(config: ml_collections.ConfigDict) -> FasterViTConfig:
-    """The network of a run.
+    """Returns the configuration of the network of a run.
 
     Raises:
-        ValueError: it cannot be built; the message says why.
+        ValueError: the configuration is invalid. The message says why.
     """
     try:
         return variant_config(config.model.name, **model_options(config))
     except ValueError as error:
-        raise ValueError(f"config.model: {error}") from None
+        raise ValueError(f"Invalid config.model: {error}") from None
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict:
-    """The changes to the named network."""
+    """Returns the options that differ from the named network."""
     options = {key: value for key, value in config.model.items() if value is not None}
     del options["name"], options["dtype"]
     return options
@@ -193,24 +198,24 @@ def model_options(config: ml_collections.ConfigDict) -> dict:
 def check_config(
     config: ml_collections.ConfigDict, *, batch_shards: int, hosts: int = 1, tensor: int = 1
 ) -> None:
-    """Refuses values that no run can have, before anything is compiled.
+    """Checks the values of a config before anything is compiled.
 
-    What needs the data (such as its number of classes) is checked when it is opened.
+    Values that depend on the data (such as the number of classes) are checked when it is opened.
 
     Args:
-        config: the run's.
-        batch_shards: parts into which the mesh splits a batch (`mesh.batch_shards`).
-        hosts: processes of the run.
+        config: config of the run.
+        batch_shards: number of parts into which the mesh splits a batch (`mesh.batch_shards`).
+        hosts: number of processes of the run.
         tensor: size of the mesh axis `tensor`.
 
     Raises:
-        ValueError: names the key, its value and what would do.
+        ValueError: a value is invalid. The message says the key, the value and what is expected.
     """
     network = model_config(config)
     if network.num_classes < 1:
-        raise _refused("model.num_classes", config.model.num_classes, "at least one class")
+        raise _refused("model.num_classes", config.model.num_classes, "at least 1")
     if network.in_chans != 3:
-        raise _refused("model.in_chans", network.in_chans, "3: images are read as RGB")
+        raise _refused("model.in_chans", network.in_chans, "3, because images are read as RGB")
     if not 0 <= config.seed < 2**32:
         raise _refused("seed", config.seed, "an integer from 0 to 2**32 - 1")
 
@@ -229,7 +234,7 @@ def check_config(
         ),
         "a pair (first step, last step), counted from 1, or (0, 0)",
     )
-    _check(config, "crop.scale", lambda value: value[1] <= 1, "shares of at most 1")
+    _check(config, "crop.scale", lambda value: value[1] <= 1, "numbers of at most 1")
     for key, choices in (
         ("model.dtype", ("float32", "bfloat16")),
         ("crop.interpolation", ("bilinear", "bicubic", "random")),
@@ -269,10 +274,15 @@ def check_config(
         "mixing_probability",
         "erasing_probability",
     ):
-        _check(config, key, lambda value: 0 <= value <= 1, "a probability, 0 to 1")
-    _check(config, "evaluation.crop_fraction", lambda value: 0 < value <= 1, "above 0, at most 1")
+        _check(config, key, lambda value: 0 <= value <= 1, "0 to 1")
+    _check(
+        config,
+        "evaluation.crop_fraction",
+        lambda value: 0 < value <= 1,
+        "a number above 0 and at most 1",
+    )
     for key in ("label_smoothing", "ema_decay"):
-        _check(config, key, lambda value: 0 <= value < 1, "0 or more, below 1")
+        _check(config, key, lambda value: 0 <= value < 1, "a number in [0, 1)")
     for key in ("learning_rate", "warmup_start", "minimum", "weight_decay", "clip_norm"):
         _check(config, f"optimizer.{key}", lambda value: value >= 0, "0 or more")
     _check(
@@ -285,12 +295,12 @@ def check_config(
         config,
         "remat",
         lambda value: len(set(value)) == len(value) and set(value) <= {1, 2, 3, 4},
-        "different stages, 1 to 4, such as (1, 2)",
+        "different stages from 1 to 4, such as (1, 2)",
     )
     _check_tensor(network, tensor)
     _check_groups(config, batch_shards)
     for key in ("batch_size", "evaluation.batch_size"):
-        for parts, what in ((batch_shards, "devices that split a batch"), (hosts, "hosts")):
+        for parts, what in ((batch_shards, "devices that share a batch"), (hosts, "hosts")):
             _check(
                 config,
                 key,
@@ -300,7 +310,7 @@ def check_config(
 
 
 def _check_tensor(network: FasterViTConfig, tensor: int) -> None:
-    """Refuses to split attention blocks that do not come out even."""
+    """Checks that `tensor` divides the widths of the attention blocks."""
     for stage in ATTENTION_STAGES if tensor > 1 else ():
         width = network.widths[stage]
         sizes = {
@@ -311,18 +321,21 @@ def _check_tensor(network: FasterViTConfig, tensor: int) -> None:
         for what, size in sizes.items():
             if network.depths[stage] and size % tensor:
                 raise ValueError(
-                    f"config.mesh.tensor={tensor} cannot be: it does not divide the {size} {what} "
-                    f"of stage {stage + 1}."
+                    f"Invalid config.mesh.tensor={tensor}: must divide the {size} {what} of stage "
+                    f"{stage + 1}."
                 )
 
 
 def batch_norm_group(config: ml_collections.ConfigDict) -> int:
-    """How many images batch norm normalises together."""
+    """Returns the number of images that batch norm normalizes together."""
     return min(config.group_size, config.batch_size // config.accumulate)
 
 
 def mixing_group(config: ml_collections.ConfigDict, batch_shards: int) -> int:
-    """How many images are mixed together, where the mesh splits a batch into `batch_shards`."""
+    """Returns the number of images that are mixed together.
+
+    `batch_shards` is the number of parts into which the mesh splits a batch.
+    """
     return min(config.group_size, config.batch_size // batch_shards)
 
 
@@ -332,7 +345,7 @@ def _check_groups(config: ml_collections.ConfigDict, batch_shards: int) -> None:
         raise _refused(
             "batch_size",
             config.batch_size,
-            f"a multiple of {parts}: {batch_shards} devices that split a batch × "
+            f"a multiple of {parts}, which is {batch_shards} devices that share a batch × "
             f"config.accumulate={config.accumulate}",
         )
     part = config.batch_size // config.accumulate
@@ -340,12 +353,12 @@ def _check_groups(config: ml_collections.ConfigDict, batch_shards: int) -> None:
         raise _refused(
             "group_size",
             config.group_size,
-            f"a number that divides the {part} images that go through the network together",
+            f"a divisor of {part}, the number of images that are processed together",
         )
     per_device = config.batch_size // batch_shards
     if per_device % mixing_group(config, batch_shards):
         raise _refused(
-            "group_size", config.group_size, f"a number that divides a device's {per_device} images"
+            "group_size", config.group_size, f"a divisor of {per_device}, the images per device"
         )
 
 
@@ -358,4 +371,4 @@ def _check(config, key: str, holds, wanted: str) -> None:
 
 
 def _refused(key: str, value, wanted: str) -> ValueError:
-    return ValueError(f"config.{key}={value!r} cannot be: give {wanted}.")
+    return ValueError(f"Invalid config.{key}={value!r}: expected {wanted}.")

@@ -334,7 +334,7 @@ def test_more_refusals(images, labels):
         ValueError, match="Invalid first_image: expected a multiple of group_size=4, got 6"
     ):
         mix(KEY, images, labels, num_classes=8, group_size=4, first_image=6)
-    with pytest.raises(ValueError, match="after normalisation"):
+    with pytest.raises(ValueError, match="Invalid images for random erasing: expected normalized"):
         random_erasing(KEY, images)
     with pytest.raises(ValueError, match="must be uint8"):
         normalize(images.astype(jnp.float32))
