@@ -1,8 +1,8 @@
-"""Compiles a run's step for a TPU topology that need not be there: does it fit, how fast is it?
+"""Compile a training step for a TPU topology without a TPU: does it fit, and how fast is it?
 
-`train.py --config=… --compile_for=v5e:16x16` builds the same step as training does, on shapes in
-place of arrays, and gives it to the TPU's own compiler (`pip install libtpu`), which needs no TPU.
-All figures are the compiler's estimates; nothing is run.
+`train.py --config=… --compile_for=v5e:16x16` builds the same step as training, with shapes instead
+of arrays. The TPU compiler (`pip install libtpu`) compiles it and does not need a TPU. All numbers
+are estimates of the compiler. Nothing is run.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from fastervit_jax.runs.state import TrainState
 from fastervit_jax.training import build
 from fastervit_jax.training.task import Task
 
-# The step has constants that depend on the number of images, but its cost does not.
+# The number of images changes constants of the step, but not its cost.
 _IMAGENET_IMAGES = 1_281_167
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes that a compiled step takes on each chip.
+    """Memory of a compiled step on each chip, in bytes.
 
     Attributes:
         arguments: the state and the batch.
-        temporaries: what lives only inside the step.
-        peak: the most that is held at a time, as the compiler plans it.
+        temporaries: arrays that only exist within the step.
+        peak: largest memory in use, as planned by the compiler.
     """
 
     arguments: int
@@ -45,23 +45,23 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """What compiling a step for a topology tells. Bytes, cycles and multiply-adds are a chip's.
+    """Result of compiling a step. Bytes, cycles and multiply-adds are per chip.
 
     Attributes:
-        topology: as given.
+        topology: name of the topology.
         device_kind: JAX's name of the chips.
         mesh: sizes of the mesh by axis.
-        batch_size: images a step, over all chips.
-        accumulate: parts of a batch, one after the other.
-        remat: stages that are computed again.
-        state_bytes: of parameters, moments, averages and statistics.
-        state_whole_bytes: the same of the whole state, over all chips.
-        multiply_adds_by_hand: from the architecture.
-        compile_seconds: time to compile; tracing and lowering not included.
-        memory: None where the step does not fit.
-        cost: likewise.
-        refusal: the compiler's word where the step does not fit.
-        program: what was compiled; None where it does not fit.
+        batch_size: images per step, over all chips.
+        accumulate: number of parts of a batch (gradient accumulation).
+        remat: stages whose activations are recomputed.
+        state_bytes: size of parameters, optimizer state, EMA and statistics.
+        state_whole_bytes: size of the whole state, not per chip.
+        multiply_adds_by_hand: multiply-adds that follow from the architecture.
+        compile_seconds: time of the compilation, without tracing and lowering.
+        memory: memory of the step; None if it does not fit.
+        cost: cost of the step; None if it does not fit.
+        refusal: message of the compiler if the step does not fit, otherwise "".
+        program: the compiled program; None if it does not fit.
     """
 
     topology: str
@@ -81,20 +81,21 @@ class CompiledStep:
 
     @property
     def chips(self) -> int:
-        """How many chips."""
+        """Number of chips."""
         return math.prod(self.mesh.values())
 
     @property
     def chip(self) -> Chip | None:
-        """What the chips can do; None for a kind that is not in the table."""
+        """Specification of the chips; None if they are not in the table `CHIPS`."""
         return CHIPS.get(self.device_kind)
 
     @property
     def seconds(self) -> tuple[float, float] | None:
-        """Estimated time of a step, if all copying is hidden behind computing, and if none is.
+        """Estimated shortest and longest time of a step, in seconds.
 
-        None where it is not known: a chip that is not in the table, or a part of the program for
-        which the compiler has no estimate.
+        The shortest time assumes that all transfers overlap with computation. The longest time
+        assumes that none do. None means unknown: the chip is not in the table, or the compiler has
+        no estimate for a part of the program.
         """
         if self.cost is None or self.chip is None or self.cost.unknown:
             return None
@@ -105,7 +106,12 @@ class CompiledStep:
 
     @property
     def link_seconds(self) -> float:
-        """Least time that the chips' links need for a step's collectives."""
+        """Shortest time of a step's collectives on the links between chips, in seconds.
+
+        0 if the step does not fit, or if the chip is not in the table.
+        """
+        if self.cost is None or self.chip is None:
+            return 0.0
         sent = sum(
             total * _sent_share(kind, group)
             for (kind, group), (_, total) in self.cost.collectives.items()
@@ -113,19 +119,19 @@ class CompiledStep:
         return sent / self.chip.link_bandwidth
 
     def images_per_second(self) -> tuple[float, float] | None:
-        """Images a second over all chips, for the two times of `seconds`."""
+        """Returns images per second over all chips, for the two times of `seconds`."""
         if self.seconds is None:
             return None
         fast, slow = self.seconds
         return self.batch_size / fast, self.batch_size / slow
 
     def peak_share(self) -> tuple[float, float] | None:
-        """Share of the chip's peak that the network's multiply-adds make, for the same times.
+        """Returns the achieved share of the chip's peak, for the two times of `seconds`.
 
-        The count by hand has padding that the program leaves out, 1.7 % for FasterViT-0: the
-        smaller count is used.
+        The count by hand includes padding that the program omits, 1.7 % for FasterViT-0. The
+        smaller of the two counts is used.
         """
-        if self.seconds is None:
+        if self.seconds is None or self.cost is None or self.chip is None:
             return None
         fast, slow = self.seconds
         needed = min(self.cost.multiply_adds, self.multiply_adds_by_hand)
@@ -134,7 +140,7 @@ class CompiledStep:
 
 
 def _sent_share(kind: str, group: int) -> float:
-    """Bytes that a chip must send at least, as a share of the array."""
+    """Returns the bytes that a chip must send at least, divided by the size of the array."""
     if kind == "collective-permute":
         return 1.0
     share = (group - 1) / group if group else 1.0
@@ -145,13 +151,12 @@ def compile_for(task: Task, config: ml_collections.ConfigDict, topology: str) ->
     """Compiles a run's training step for a topology.
 
     Args:
-        task: what is trained.
-        config: of the run.
-        topology: such as `v5e:16x16`, as libtpu names them.
+        task: the task to train.
+        config: config of the run.
+        topology: libtpu's name of a topology, such as `v5e:16x16`.
 
     Raises:
-        ValueError: the topology or the config cannot be, or libtpu is missing; the message says
-            what would do.
+        ValueError: the topology or the config is invalid, or libtpu is not installed.
     """
     mesh = make_mesh(**config.mesh, devices=topology_devices(topology))
     shards = batch_shards(mesh)
@@ -185,18 +190,18 @@ def compile_for(task: Task, config: ml_collections.ConfigDict, topology: str) ->
 
 
 def topology_devices(topology: str) -> list:
-    """The devices of a topology, from libtpu.
+    """Returns the devices of a topology, from libtpu.
 
     Raises:
-        ValueError: libtpu is missing, or knows no such topology.
+        ValueError: libtpu is not installed, or does not know the topology.
     """
     from jax.experimental import topologies
 
-    # Without these libtpu asks the network what machine it is on.
+    # Without these variables, libtpu queries the network for the type of the machine.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-    # Nothing touches a chip, so several compilations may go on at once.
+    # No chip is used, so several compilations may run at the same time.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
     try:
@@ -205,17 +210,17 @@ def topology_devices(topology: str) -> list:
         import importlib.util
 
         hint = (
-            "Give a kind and a shape, such as v5e:16x16, v5p:4x4x4 or v6e:16x16."
+            "expected a kind and a shape, such as v5e:16x16, v5p:4x4x4 or v6e:16x16."
             if importlib.util.find_spec("libtpu")
-            else "The TPU compiler is missing: pip install libtpu."
+            else "the TPU compiler is not installed. Run pip install libtpu."
         )
         raise ValueError(
-            f"--compile_for={topology}: {hint} ({str(error).splitlines()[0]})"
+            f"Invalid --compile_for={topology}: {hint} ({str(error).splitlines()[0]})"
         ) from None
 
 
 def _lower(task: Task, config: ml_collections.ConfigDict, mesh: Mesh):
-    """The lowered step, and the shapes of its state."""
+    """Returns the lowered step and the shapes of its state."""
     epoch_steps = _IMAGENET_IMAGES // config.batch_size
     program = build.program(task, config, mesh, epoch_steps=epoch_steps)
     step = build.train_step(
@@ -246,66 +251,67 @@ def _memory(compiled) -> Memory:
 
 
 def step_multiply_adds(config: ml_collections.ConfigDict, devices: int) -> int:
-    """Multiply-adds of a training step on one of the devices, by hand.
+    """Returns the multiply-adds of a training step on one device, from the architecture.
 
-    The forward pass, twice as much for the gradients (the first convolution has no gradient to its
-    input), the teacher's forward pass of MESA, and the stages that are computed again.
+    The sum includes the forward pass, twice as much for the gradients, the teacher's forward pass
+    of MESA, and the recomputed stages. The first convolution has no gradient of its input.
     """
     count = multiply_adds(model_config(config))
     passes = 3 + (config.mesa.weight > 0)
     again = [stage - 1 for stage in config.remat]
-    an_image = passes * count.per_image - count.stem[0] + sum(count.stages[i] for i in again)
-    a_pass = passes * count.per_pass + sum(count.positions[i] for i in again)
-    return round(config.batch_size / devices * an_image + config.accumulate * a_pass)
+    per_image = passes * count.per_image - count.stem[0] + sum(count.stages[i] for i in again)
+    per_pass = passes * count.per_pass + sum(count.positions[i] for i in again)
+    return round(config.batch_size / devices * per_image + config.accumulate * per_pass)
 
 
 def describe(step: CompiledStep) -> str:
-    """A report for people."""
+    """Returns a report for the user."""
     mesh = " × ".join(f"{axis}={size}" for axis, size in step.mesh.items())
     lines = [
         f"{step.topology}: {step.chips} × {step.device_kind}, mesh {mesh}",
-        f"batch           {step.batch_size} images, in {step.accumulate} part(s); "
-        f"stages computed again: {', '.join(map(str, step.remat)) or 'none'}",
-        f"state           {_gb(step.state_bytes)} a chip, {_gb(step.state_whole_bytes)} whole",
+        f"batch           {step.batch_size} images in {step.accumulate} part(s); "
+        f"recomputed stages: {', '.join(map(str, step.remat)) or 'none'}",
+        f"state           {_gb(step.state_bytes)} per chip, {_gb(step.state_whole_bytes)} in total",
     ]
     if step.memory is None:
-        lines += [f"does not fit    {_short(step.refusal)}", f"what would help {_remedy(step)}"]
+        lines += [f"does not fit    {_short(step.refusal)}", f"suggestion      {_remedy(step)}"]
     else:
-        lines += [_memory_line(step), *_cost_lines(step)]
+        lines.append(_memory_line(step.memory, step.chip))
+    if step.cost is not None:
+        lines += _cost_lines(step, step.cost)
     lines.append(f"compiled in     {step.compile_seconds:.0f} s")
-    lines.append("All of this is the compiler's estimate; nothing was run.")
+    lines.append("All numbers are estimates of the compiler. Nothing was run.")
     return "\n".join(lines)
 
 
-def _memory_line(step: CompiledStep) -> str:
-    memory, chip = step.memory, step.chip
+def _memory_line(memory: Memory, chip: Chip | None) -> str:
     has = f" of {_gb(chip.memory_bytes)}" if chip else ""
     return (
-        f"fits            {_gb(memory.peak)}{has} a chip at the peak: "
+        f"fits            {_gb(memory.peak)}{has} per chip at the peak: "
         f"arguments {_gb(memory.arguments)}, temporaries {_gb(memory.temporaries)}"
     )
 
 
-def _cost_lines(step: CompiledStep) -> list[str]:
-    cost, chip = step.cost, step.chip
+def _cost_lines(step: CompiledStep, cost: hlo.Cost) -> list[str]:
+    chip = step.chip
     lines = [
-        f"multiply-adds   {cost.multiply_adds / 1e9:.1f} G a chip in the program, "
-        f"{step.multiply_adds_by_hand / 1e9:.1f} G by hand, with padding, without zeros"
+        f"multiply-adds   {cost.multiply_adds / 1e9:.1f} G per chip in the program, "
+        f"{step.multiply_adds_by_hand / 1e9:.1f} G from the architecture (with padding)"
     ]
     for (kind, group), (count, total) in sorted(cost.collectives.items()):
-        lines.append(f"collectives     {count} × {kind} among {group} chips: {_mb(total)} a chip")
-    if step.seconds is None:
+        lines.append(f"collectives     {count} × {kind} of {group} chips: {_mb(total)} per chip")
+    images, share = step.images_per_second(), step.peak_share()
+    if step.seconds is None or images is None or share is None or chip is None:
         reason = "; ".join(cost.unknown) or f"{step.device_kind} is not in the table of chips"
         lines.append(f"step time       unknown: {reason}")
         return lines
     fast, slow = step.seconds
-    images, share = step.images_per_second(), step.peak_share()
     lines += [
         f"step time       {1e3 * fast:.1f} to {1e3 * slow:.1f} ms: {cost.cycles:,} cycles at "
         f"{chip.clock / 1e9:.2f} GHz, {_mb(cost.moved_bytes)} rearranged",
-        f"                beside them {_mb(cost.prefetched_bytes)} fetched from memory, "
-        f"{1e3 * step.link_seconds:.2f} ms or more on the links; "
-        f"{cost.small:,} instructions on few numbers left out",
+        f"                at the same time {_mb(cost.prefetched_bytes)} prefetched from memory and "
+        f"at least {1e3 * step.link_seconds:.2f} ms of transfers between chips; "
+        f"{cost.small:,} instructions on small arrays are not counted",
         f"images/s        {images[1]:,.0f} to {images[0]:,.0f}",
         f"share of peak   {share[1]:.1%} to {share[0]:.1%} of {chip.peak_flops / 1e12:.0f} TFLOP/s "
         f"({chip.source})",
@@ -319,7 +325,7 @@ def _short(refusal: str) -> str:
 
 
 def _remedy(step: CompiledStep) -> str:
-    """Flags that would make a step smaller."""
+    """Suggests flags that reduce the memory of a step."""
     memory = step.chip.memory_bytes if step.chip else math.inf
     fsdp = step.mesh["fsdp"]
     if step.state_bytes > memory / 4 and fsdp < step.chips // step.mesh["tensor"]:
@@ -327,14 +333,14 @@ def _remedy(step: CompiledStep) -> str:
         while fsdp < step.chips // step.mesh["tensor"] and split / fsdp > memory / 8:
             fsdp *= 2
         return (
-            f"the state alone takes {_gb(step.state_bytes)} a chip: split it, "
+            f"the state needs {_gb(step.state_bytes)} per chip. Split it with "
             f"--config.mesh.fsdp={fsdp}"
         )
     if len(step.remat) < 4:
-        return "compute activations again: --config.remat=(1,2,3,4)"
+        return "recompute activations with --config.remat=(1,2,3,4)"
     return (
-        f"smaller parts, --config.accumulate={2 * step.accumulate}, or fewer images a chip, "
-        f"--config.batch_size or a larger topology"
+        f"use smaller parts with --config.accumulate={2 * step.accumulate}, a smaller "
+        "--config.batch_size, or a larger topology"
     )
 
 

@@ -1,9 +1,11 @@
-"""Reads compiled XLA programs: what runs, how often, and what the compiler expects of it.
+"""Parse compiled XLA programs and estimate their cost.
 
-XLA prints an optimised program as text (`compiled.as_text()`). Its TPU compiler notes with most
-instructions how many cycles it expects them to take. This module adds them up without making a
-program cheaper than it is: bodies of loops count as often as they run, of a conditional the dearer
-branch counts, and what has no estimate is named.
+XLA prints an optimized program as text (`compiled.as_text()`). The TPU compiler adds an estimate of
+the cycles to most instructions. This module sums the estimates and does not underestimate:
+
+- The body of a loop counts as often as it runs.
+- The most expensive branch of a conditional counts.
+- Parts without an estimate are listed.
 """
 
 import dataclasses
@@ -28,20 +30,20 @@ COLLECTIVES = (
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2}
 _BYTES |= {"f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
 
-# Instructions that name or annotate values, and take no time.
+# Instructions that only name or annotate values and take no time.
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "domain"}
 _FREE |= {"opt-barrier", "partition-id", "replica-id", "iota"}
-# Custom calls of the TPU compiler itself that do the same.
+# Custom calls of the TPU compiler that also take no time.
 _FREE_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
 _FREE_CALLS |= {"GatherScatterIndicesBitpacked"}
-# A collective beside computing is a fusion that starts it, fusions that compute and carry
-# it on, and one that ends it; each holds the collective once more.
+# A collective that overlaps with computation consists of a fusion that starts it, fusions that
+# compute and continue it, and a fusion that ends it. Each of them contains the collective.
 _STARTS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
-# Collectives without a channel cannot be told apart, so each of them counts.
+# Collectives without a channel cannot be distinguished, so each of them counts.
 _NO_CHANNEL = -1
-# The name of an all-reduce of which a chip keeps its part only, as the TPU compiler fuses it.
+# The TPU compiler's name of a fused all-reduce of which each chip keeps only its part.
 _REDUCES_AND_SCATTERS = "all-reduce-scatter"
-# The numbers a vector register of a TPU holds: instructions on fewer are left out, and counted.
+# Size of a vector register of a TPU. Instructions on fewer numbers have no cost; they are counted.
 _REGISTER = 8 * 128
 
 
@@ -69,11 +71,11 @@ class Instruction:
 
     Attributes:
         name: unique in its program.
-        opcode: such as `fusion`.
-        results: the arrays it returns, one or a tuple's.
-        operands: names of what it takes.
-        argument: the text between its parentheses.
-        attributes: the text behind them.
+        opcode: for example `fusion`.
+        results: the returned arrays: one, or those of a tuple.
+        operands: names of the operands.
+        argument: the text between the parentheses.
+        attributes: the text after the parentheses.
     """
 
     name: str
@@ -85,33 +87,49 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from, such as `jit(f)/while/body/dot_general`."""
+        """Origin in the traced program, such as `jit(f)/while/body/dot_general`."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate of its time, in cycles of the chip; None where it has none."""
+        """The compiler's estimate of the time, in cycles of the chip, or None."""
         found = re.search(r'"estimated_cycles":"?(\d+)', self.attributes)
         return int(found.group(1)) if found else None
 
     def called(self, attribute: str) -> str | None:
-        """The computation named by an attribute such as `body`."""
+        """Returns the computation named by an attribute such as `body`, or None."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return found.group(1) if found else None
 
+    def calls(self, attribute: str) -> str:
+        """Returns the computation named by an attribute that the instruction must have.
+
+        Raises:
+            ValueError: the instruction has no such attribute.
+        """
+        name = self.called(attribute)
+        if name is None:
+            raise ValueError(f"Invalid HLO: the {self.opcode} {self.name} has no {attribute}.")
+        return name
+
     @property
     def branches(self) -> list[str]:
-        """The computations of a conditional."""
+        """Names of the computations of a conditional."""
         found = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         if found:
             return re.findall(r"[\w.\-]+", found.group(1))
-        return [self.called("true_computation"), self.called("false_computation")]
+        return [self.calls("true_computation"), self.calls("false_computation")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program: its computations by name, each a list of instructions in order, and its entry."""
+    """A program.
+
+    Attributes:
+        computations: instructions in order, by the name of the computation.
+        entry: name of the entry computation.
+    """
 
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
@@ -119,13 +137,13 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """An instruction and how often a run of the program executes it.
+    """An instruction, and how often one run of the program executes it.
 
     Attributes:
         instruction: the instruction.
-        times: how often.
-        computation: where it stands.
-        fused: whether it is part of a fusion, whose time is noted with the fusion.
+        times: number of executions.
+        computation: name of its computation.
+        fused: whether it is part of a fusion. The fusion then has the estimate of its time.
     """
 
     instruction: Instruction
@@ -136,18 +154,18 @@ class Executed:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one run of a program costs one device.
+    """Cost of one run of a program on one device.
 
     Attributes:
         cycles: sum of the compiler's estimates, in cycles of the chip.
-        multiply_adds: of matrix products and convolutions; those with padding are not counted.
-        collectives: (kind, devices that take part) → (how many, bytes): the larger of what goes in
-            and what comes out on one device.
-        moved_bytes: read and written by instructions that only move data and have no estimate.
-        prefetched_bytes: copied between memories beside the computation.
-        small: instructions on at most 1024 numbers that have no estimate; left out of `cycles`.
-        unknown: what has no estimate and is neither of these: with any, `cycles` is less than the
-            whole.
+        multiply_adds: multiply-adds of matrix products and convolutions, without padding.
+        collectives: maps (kind, number of devices) to (count, bytes). Bytes are the larger one of
+            input and output on one device.
+        moved_bytes: bytes read and written by instructions without an estimate that only move data.
+        prefetched_bytes: bytes copied between memories at the same time as the computation.
+        small: number of instructions without an estimate on at most 1024 numbers. They are not
+            included in `cycles`.
+        unknown: other parts without an estimate. If there are any, `cycles` is too small.
     """
 
     cycles: int
@@ -160,7 +178,7 @@ class Cost:
 
 
 def parse(text: str) -> Program:
-    """Reads a program as `compiled.as_text()` prints it.
+    """Parses a program from the text of `compiled.as_text()`.
 
     Raises:
         ValueError: the text has no entry computation.
@@ -181,7 +199,7 @@ def parse(text: str) -> Program:
             if found:
                 body.append(_instruction(*found.groups()))
     if entry is None:
-        raise ValueError("This is no HLO program: it has no ENTRY computation.")
+        raise ValueError("Invalid HLO program: it has no ENTRY computation.")
     return Program(computations, entry)
 
 
@@ -193,7 +211,7 @@ def _instruction(name: str, types: str, opcode: str, rest: str) -> Instruction:
     argument, attributes = rest[: end - 1], rest[end:]
     operands: tuple[str, ...] = ()
     if opcode not in ("constant", "parameter"):
-        # The last word of each: types may stand before names, and names may lack their sign.
+        # Take the last word of each operand. A type may precede the name, and "%" may be missing.
         pattern = r"%([\w.\-]+)" if "%" in argument else r"([\w.\-]+)(?=,|$)"
         operands = tuple(re.findall(pattern, argument))
     return Instruction(name, opcode, _arrays(types), operands, argument, attributes)
@@ -207,11 +225,11 @@ def _arrays(types: str) -> tuple[Array, ...]:
 
 
 def executed(program: Program) -> tuple[list[Executed], list[str]]:
-    """All that a run executes, and the loops whose number of rounds is not known.
+    """Returns all executed instructions, and the loops with an unknown number of iterations.
 
-    Rejection sampling (the Gamma draws of jax.random) runs until all draws are accepted, each with
-    a probability of at least 0.95 (Marsaglia and Tsang, 2000): 8 rounds are counted, of which fewer
-    are enough in all but 1 of 10¹⁰ cases.
+    Rejection sampling (Gamma in jax.random) runs until all draws are accepted. Each draw is
+    accepted with a probability of at least 0.95 (Marsaglia and Tsang, 2000). 8 iterations are
+    counted. More are needed in only 1 of 10¹⁰ cases.
     """
     unknown: list[str] = []
     return list(_walk(program, program.entry, 1, False, unknown)), unknown
@@ -230,13 +248,13 @@ def _walk(program, name: str, times: int, fused: bool, unknown: list[str]) -> It
             if rounds is None:
                 unknown.append(f"a loop of unknown length, {instruction.op_name}")
             for part in ("condition", "body"):
-                inner = instruction.called(part)
+                inner = instruction.calls(part)
                 yield from _walk(program, inner, times * (rounds or 1), fused, unknown)
         elif instruction.opcode == "conditional":
             yield from _dearest(program, instruction, times, fused, unknown)
         elif instruction.opcode in ("fusion", "call", "async-start"):
-            # CPU programs call the parts of parallel loops by `to_apply`.
-            inner = instruction.called("calls") or instruction.called("to_apply")
+            # CPU programs call the parts of parallel loops with `to_apply`.
+            inner = instruction.called("calls") or instruction.calls("to_apply")
             in_fusion = fused or instruction.opcode == "fusion"
             yield from _walk(program, inner, times, in_fusion, unknown)
 
@@ -254,7 +272,7 @@ def _dearest(program, conditional, times, fused, unknown) -> list[Executed]:
 
 
 def cost(program: Program) -> Cost:
-    """What one run of a program costs one device."""
+    """Returns the cost of one run of a program on one device."""
     steps, unknown = executed(program)
     return _total(program, steps, unknown)
 
@@ -284,8 +302,8 @@ def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
         size = max((array.size for array in instruction.results), default=0)
         total_bytes = sum(array.bytes for array in instruction.results)
         what = _without_estimate(instruction)
-        if what == "fusion" and _is_collective(program, instruction.called("calls")):
-            what = "free"  # beside computing, on the links
+        if what == "fusion" and _is_collective(program, instruction.calls("calls")):
+            what = "free"  # runs on the links at the same time as the computation
         if what == "prefetch":
             prefetched += times * instruction.results[0].bytes
         elif what == "free":
@@ -295,7 +313,7 @@ def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
         elif what == "moves":
             moved += times * 2 * total_bytes
         elif what == "write":
-            # In place: what would be copied otherwise is a `copy` of its own.
+            # It is done in place. If a copy is needed, it is a separate `copy` instruction.
             moved += times * 2 * arrays[instruction.operands[1]][0].bytes
         else:
             missing[f"{what} {_called_kind(instruction)}"] += times
@@ -311,7 +329,7 @@ def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
 
 
 def _without_estimate(instruction: Instruction) -> str:
-    """What an instruction without an estimate is."""
+    """Returns the kind of an instruction without an estimate."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode in ("while", "conditional", "call") or opcode.endswith("-done"):
         return "free"
@@ -340,23 +358,24 @@ def _arrays_by_name(program: Program) -> dict[str, tuple[Array, ...]]:
 
 
 def trip_count(program: Program, computation: str, loop: Instruction) -> int | None:
-    """How often a loop's body runs: as the compiler notes it, or by the loop's counter.
+    """Returns the number of iterations of a loop.
 
-    A loop that counts from a constant by a constant up to a constant has a known number of rounds.
+    The compiler may state it. Otherwise it is known if the start, the step and the limit of the
+    loop's counter are constants.
 
     Args:
         program: the program.
-        computation: where the loop stands.
+        computation: name of the computation that contains the loop.
         loop: the `while` instruction.
 
     Returns:
-        The number, or None where it depends on what the body computes.
+        The number of iterations, or None if it depends on values that the body computes.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return int(known.group(1))
-    condition = program.computations[loop.called("condition")]
-    body = program.computations[loop.called("body")]
+    condition = program.computations[loop.calls("condition")]
+    body = program.computations[loop.calls("body")]
     scope = _Loop(program, computation, loop)
     test = condition[-1]
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
@@ -380,22 +399,23 @@ def trip_count(program: Program, computation: str, loop: Instruction) -> int | N
 
 
 class _Loop:
-    """Finds constants in a loop, also those that it carries along unchanged."""
+    """Finds constants in a loop, including those that are carried unchanged."""
 
     def __init__(self, program: Program, computation: str, loop: Instruction):
         self._outside = program.computations[computation]
-        self._body = program.computations[loop.called("body")]
+        self._body = program.computations[loop.calls("body")]
         self._start = _named(self._outside, loop.operands[0])
 
     def element(self, computation, name: str) -> int | None:
-        """Which element of the loop's state a value is, in the condition or the body."""
+        """Returns the index of a value in the loop's state, for the condition or the body."""
         source = self._source(computation, name)
         if source.opcode != "get-tuple-element":
             return None
-        return int(re.search(r"index=(\d+)", source.attributes).group(1))
+        found = re.search(r"index=(\d+)", source.attributes)
+        return int(found.group(1)) if found else None
 
     def constant(self, computation, name: str) -> int | None:
-        """The value of a constant in the condition or the body."""
+        """Returns the value of a constant in the condition or the body."""
         source = self._source(computation, name)
         if source.opcode == "constant":
             return _integer(source.argument)
@@ -405,7 +425,7 @@ class _Loop:
         return self.initial(index)
 
     def initial(self, index: int) -> int | None:
-        """The value of an element of the state before the loop, where it is a constant."""
+        """Returns the initial value of an element of the state if it is a constant."""
         if self._start.opcode != "tuple":
             return None
         source = self._source(self._outside, self._start.operands[index])
@@ -427,14 +447,17 @@ def _integer(text: str) -> int | None:
 
 
 def multiply_adds(instruction: Instruction, arrays: dict[str, tuple[Array, ...]]) -> int:
-    """Multiply-adds of a matrix product or a convolution; 0 for anything else.
+    """Returns the multiply-adds of a matrix product or a convolution; 0 for other instructions.
 
-    Positions that a convolution pads, or that lie between the values of a strided gradient, are
-    not counted, as in XLA's own count.
+    Padding and the zeros between the values of a strided gradient are not counted, as in XLA's
+    count.
 
     Args:
         instruction: the instruction.
-        arrays: the results of all instructions by name.
+        arrays: results of all instructions, by name.
+
+    Raises:
+        ValueError: a convolution has no `dim_labels`.
     """
     if instruction.opcode == "dot":
         left = arrays[instruction.operands[0]][0].shape
@@ -444,7 +467,10 @@ def multiply_adds(instruction: Instruction, arrays: dict[str, tuple[Array, ...]]
         return 0
     left = arrays[instruction.operands[0]][0].shape
     output = instruction.results[0].shape
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
+    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    if found is None:
+        raise ValueError(f"Invalid HLO: the convolution {instruction.name} has no dim_labels.")
+    labels = found.groups()
     window = _window(instruction.attributes)
     groups = [
         _number(rf"{kind}_group_count=(\d+)", instruction.attributes, 1)
@@ -476,7 +502,7 @@ def _window(attributes: str) -> dict[str, list]:
 
 @functools.cache
 def _products_along(out, size, window, stride, pad, lhs_dilate, rhs_dilate) -> int:
-    """Pairs of an output and a window position that meet a value of the input."""
+    """Counts the pairs of output and window positions that use a value of the input."""
     position = np.arange(out)[:, None] * stride - pad + np.arange(window) * rhs_dilate
     inside = (position >= 0) & (position <= (size - 1) * lhs_dilate)
     return int((inside & (position % lhs_dilate == 0)).sum())
@@ -492,14 +518,14 @@ def _root_target(program: Program, computation: str) -> str:
 
 
 def _is_collective(program: Program, computation: str) -> bool:
-    """Whether a fusion is a collective, its start or its end, and nothing else."""
+    """Returns whether a fusion only is, starts or ends a collective."""
     if computation.startswith(_REDUCES_AND_SCATTERS):
         return True
     return _root_target(program, computation) in (_STARTS, _ENDS)
 
 
 def _started(program: Program) -> set[int]:
-    """Channels of the collectives that fusions start."""
+    """Returns the channels of the collectives that fusions start."""
     return {
         _channel(instruction)
         for name, body in program.computations.items()
@@ -510,7 +536,7 @@ def _started(program: Program) -> set[int]:
 
 
 def _fused_kind(program: Program, step: Executed, kind: str, started: set[int]) -> str | None:
-    """The kind of a collective in a fusion; None where it was counted when it started."""
+    """Returns the kind of a collective in a fusion, or None if its start was counted."""
     if step.computation.startswith(_REDUCES_AND_SCATTERS):
         return "reduce-scatter"
     if _root_target(program, step.computation) == _STARTS:
@@ -526,12 +552,12 @@ def _collective_bytes(instruction: Instruction, arrays) -> int:
     taken = sum(array.bytes for name in instruction.operands for array in arrays[name])
     given = sum(array.bytes for array in instruction.results)
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        given -= taken  # a tuple of what goes in and what comes out
+        given -= taken  # the result is a tuple of input and output
     return max(taken, given)
 
 
 def _group_size(instruction: Instruction) -> int:
-    """How many devices take part together; 0 where the program does not say."""
+    """Returns the number of devices in a group, or 0 if the program does not say it."""
     text = instruction.attributes
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
     if listed:

@@ -1,7 +1,7 @@
-"""Multiply-adds of a network, counted by hand from its architecture.
+"""Count the multiply-adds of a network from its architecture.
 
-Only convolutions and matrix products count, with the values that a convolution pads, as papers
-count them. Nothing is traced: this is the figure that a compiler's own count is held against.
+As in papers, only convolutions and matrix products count, and padding of convolutions is included.
+Nothing is traced, so the result can be compared with the count of a compiler.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ class MultiplyAdds:
     """Multiply-adds of a forward pass.
 
     Attributes:
-        stem: of its first and second convolution, an image.
-        stages: of each stage's blocks and carrier tokenizer, an image.
-        downsamples: of the three of them, an image.
-        head: an image.
-        positions: of the networks of positions in each stage, once a pass whatever the batch.
+        stem: first and second convolution of the stem, per image.
+        stages: blocks and carrier tokenizer of each stage, per image.
+        downsamples: the three downsampling layers, per image.
+        head: the head, per image.
+        positions: position networks of each stage, per forward pass of any batch size.
     """
 
     stem: tuple[int, int]
@@ -31,17 +31,17 @@ class MultiplyAdds:
 
     @property
     def per_image(self) -> int:
-        """An image, without positions."""
+        """Multiply-adds per image, without position networks."""
         return sum(self.stem) + sum(self.stages) + sum(self.downsamples) + self.head
 
     @property
     def per_pass(self) -> int:
-        """Once a pass."""
+        """Multiply-adds per forward pass of any batch size."""
         return sum(self.positions)
 
 
 def multiply_adds(config: FasterViTConfig) -> MultiplyAdds:
-    """Counts a network, for images of its resolution."""
+    """Counts the multiply-adds of a network at its resolution."""
     height, width = config.resolution
     halves = -(-height // 2) * -(-width // 2)
     areas = [rows * columns for rows, columns in map(config.map_size, range(4))]
@@ -69,7 +69,7 @@ def multiply_adds(config: FasterViTConfig) -> MultiplyAdds:
 
 
 def _attention_stage(config: FasterViTConfig, stage: int) -> tuple[int, int]:
-    """(an image, a pass) of a stage's blocks and its carrier tokenizer."""
+    """Returns multiply-adds of a stage per image and per forward pass."""
     if not config.depths[stage]:
         return 0, 0
     width, heads, window = config.widths[stage], config.num_heads[stage], config.window_size[stage]

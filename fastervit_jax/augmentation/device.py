@@ -1,16 +1,16 @@
-"""The recipe's augmentation on the device: mixup or CutMix, normalisation, random erasing.
+"""Augmentation on the device: mixup or CutMix, normalization, random erasing.
 
-The host delivers decoded, cropped and distorted images as uint8; the rest happens here, inside the
-jitted step, and follows timm 0.9.16 as the official script drives it (``FastCollateMixup`` in batch
-mode, then ``PrefetchLoader``'s normalisation and ``RandomErasing``). Flip and RandAugment may move
-here too, to spare the host.
+The host decodes, crops and distorts the images and sends them as uint8. The functions here run
+inside the jitted step. They follow timm 0.9.16 as the official script uses it: `FastCollateMixup`
+in batch mode, then the normalization and `RandomErasing` of `PrefetchLoader`. Flip and RandAugment
+can also run here, to save CPU time on the host.
 
-Every random step comes in two parts, the draw and its application, so that the application can be
-compared with timm's on timm's own draws. A draw depends on the key and on the image's, or the
-group's, index in the global batch alone, never on how many devices share the batch.
+Every random step has two functions. One draws the random numbers, the other one applies them. Tests
+can then apply timm's draws and compare the pixels. A draw depends only on the key and on the index
+of the image (or group) in the global batch. It does not depend on the number of devices.
 
-All functions are pure and work on plain arrays: in somebody else's loop, `augment` inside their
-jitted step is all there is to call.
+All functions are pure and take plain arrays. In your own training loop, call `augment` inside the
+jitted step.
 """
 
 import dataclasses
@@ -31,26 +31,27 @@ from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normal
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationSettings:
-    """What `augment` does to a batch; the defaults are the official ImageNet-1K recipe.
+    """Settings of `augment`. The defaults are those of the official ImageNet-1K recipe.
 
     Attributes:
-      num_classes: number of classes of the soft labels.
-      group_size: images that are mixed together with one lambda, consecutive in the batch. The
-        recipe's is 128, the batch of one GPU; where a device holds fewer, all it holds. Fixed for
-        a run, since the draws depend on it.
-      mixup_alpha: Beta parameter of mixup's lambda; 0 for no mixup.
-      cutmix_alpha: Beta parameter of CutMix's lambda; 0 for no CutMix.
-      switch_probability: probability of CutMix where both are on.
-      mixing_probability: probability that a group is mixed at all.
-      smoothing: label smoothing in the soft labels.
-      erasing_probability: probability that a rectangle of an image is erased.
-      erasing_area: smallest and largest target area of it, as shares of the image.
-      erasing_aspect: smallest and largest height / width of it.
-      mean: mean of each channel for images from 0 to 1.
-      std: standard deviation of each channel for images from 0 to 1.
-      dtype: dtype of the augmented images.
-      flip_probability: probability that an image is mirrored here; 0 where the host does it.
-      rand_augment: RandAugment to apply here; None where the host does it, or nobody.
+        num_classes: number of classes of the soft labels.
+        group_size: number of consecutive images that are mixed with one lambda. The recipe uses
+            128, the batch of one GPU. If a device has fewer images, use that number. Keep it fixed
+            during a run, because the draws depend on it.
+        mixup_alpha: parameter of the Beta distribution of mixup's lambda; 0 disables mixup.
+        cutmix_alpha: parameter of the Beta distribution of CutMix's lambda; 0 disables CutMix.
+        switch_probability: probability of CutMix if both are enabled.
+        mixing_probability: probability that a group is mixed.
+        smoothing: label smoothing in the soft labels.
+        erasing_probability: probability that a rectangle of an image is erased.
+        erasing_area: smallest and largest area of the rectangle, divided by the image's area.
+        erasing_aspect: smallest and largest height / width of the rectangle.
+        mean: mean of each channel, for values from 0 to 1.
+        std: standard deviation of each channel, for values from 0 to 1.
+        dtype: dtype of the augmented images.
+        flip_probability: probability of a horizontal flip on the device; 0 if the host flips.
+        rand_augment: RandAugment to apply on the device; None if the host applies it, or if there
+            is no RandAugment.
     """
 
     num_classes: int
@@ -79,25 +80,25 @@ def augment(
     mesh: Mesh | None = None,
     batch_axes: Sequence[str] = ("data", "fsdp"),
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes, normalises and erases a training batch, in the recipe's order.
+    """Augments a training batch in the recipe's order.
 
-    Before that it flips and distorts the images, where the settings say so.
+    The order is: flip and RandAugment if enabled, mixing, normalization, random erasing.
 
     Args:
-      key: random key of this step.
-      images: uint8 ``[N, H, W, 3]``.
-      labels: integer classes, ``[N]``.
-      settings: what to do.
-      mesh: the mesh that the batch is sharded over, if any. Every device then works on its own
-        images without any communication, and the result is the same as without a mesh.
-      batch_axes: the mesh axes that share out the batch, in order.
+        key: random key of this step.
+        images: uint8 `[N, H, W, 3]`.
+        labels: integer classes, `[N]`.
+        settings: the settings of the augmentation.
+        mesh: the mesh over which the batch is sharded, or None. With a mesh, every device augments
+            its own images without communication. The result is the same as without a mesh.
+        batch_axes: the mesh axes over which the batch is sharded, in order.
 
     Returns:
-      Images ``[N, H, W, 3]`` of `settings.dtype` and soft labels ``[N, K]``, float32.
+        Images `[N, H, W, 3]` of `settings.dtype` and soft labels `[N, K]`, float32.
 
     Raises:
-      ValueError: for images or labels of a wrong dtype or shape, settings out of range, or a batch
-        that does not make whole groups on every device.
+        ValueError: images or labels have a wrong dtype or shape, a setting is out of range, or the
+            images of a device cannot be divided into whole groups.
     """
     if mesh is None:
         return _augment_from(0, key, images, labels, settings)
@@ -105,16 +106,16 @@ def augment(
     unknown = set(batch_axes) - set(mesh.axis_names)
     if unknown:
         raise ValueError(
-            f"The mesh has the axes {mesh.axis_names}; {sorted(unknown)} of batch_axes are not "
-            "among them."
+            f"Invalid batch_axes: expected axes of the mesh, {mesh.axis_names}, got "
+            f"{sorted(unknown)}."
         )
     devices = math.prod(mesh.shape[axis] for axis in batch_axes)
-    check_divisible(images.shape[0], devices, "be shared out over {} devices")
+    check_divisible(images.shape[0], devices, "the {} devices")
     on_device = images.shape[0] // devices
     if settings.group_size < 1 or on_device % settings.group_size:
         raise ValueError(
-            f"Mixing stays inside a device: the {on_device} images that each holds must make whole "
-            f"groups, and the group_size is {settings.group_size}."
+            f"Invalid group_size={settings.group_size}: must divide the {on_device} images of each "
+            "device, because images are mixed within a device."
         )
 
     def on_each_device(key, images, labels):

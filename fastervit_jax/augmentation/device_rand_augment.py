@@ -1,26 +1,27 @@
-"""Flip and RandAugment on the device, inside the jitted step, image by image.
+"""Flip and RandAugment on the device, inside the jitted step.
 
-`rand_augment.RandAugment` says what is drawn; here it is drawn with JAX's random numbers and done
-with `device_operations`. The host is then left with decoding and cropping.
+Operations are drawn with JAX's random numbers from the distribution of `rand_augment.RandAugment`.
+They are applied with `device_operations`. The host then only decodes and crops.
 
-A draw depends on the key and on the image's index in the global batch alone.
+A draw depends only on the key and on the index of the image in the global batch.
 """
 
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from PIL import Image
 
-from fastervit_jax.augmentation.device_operations import COLOUR, GEOMETRIC, affine
+from fastervit_jax.augmentation.device_operations import COLOR, GEOMETRIC, affine
 from fastervit_jax.augmentation.rand_augment import FIFTEEN, RandAugment
 from fastervit_jax.augmentation.random_draws import check_probability, index_below, uniform
 
-# Most operations cost less than picking out the few images that drew them: they are done on the
-# whole batch, in one pass, and kept where drawn. These, and the geometric ones, cost more, and are
-# done on the images that drew them alone, so many at a time, as often as it takes.
+# Most operations cost less than selecting the few images that drew them. They are applied to the
+# whole batch, and the result is kept for the images that drew them. These operations and the
+# geometric ones cost more. They are applied to chunks of `CHUNK` images that drew them.
 COSTLY = ("Equalize", "Sharpness")
 CHUNK = 8
 
@@ -28,13 +29,13 @@ NO_OPERATION = -1
 
 
 class RandAugmentDraw(NamedTuple):
-    """What is done to `N` images, in `L` layers.
+    """The random draws of `L` layers of operations for `N` images.
 
     Attributes:
-      operation: int32 ``[N, L]``: an index into `FIFTEEN`, or `NO_OPERATION`.
-      magnitude: float32 ``[N, L]``.
-      negative: bool ``[N, L]``: the sign where the operation has one.
-      bicubic: bool ``[N, L]``: the filter where the operation is geometric, else bilinear.
+        operation: int32 `[N, L]`, index into `FIFTEEN` or `NO_OPERATION`.
+        magnitude: float32 `[N, L]`, strength of the operation.
+        negative: bool `[N, L]`, whether the argument is negative, if the operation has a sign.
+        bicubic: bool `[N, L]`, whether a geometric operation uses the bicubic filter.
     """
 
     operation: jax.Array
@@ -46,21 +47,21 @@ class RandAugmentDraw(NamedTuple):
 def random_flip(
     key: jax.Array, images: jax.Array, probability: float, *, first_image: int | jax.Array = 0
 ) -> jax.Array:
-    """Mirrors some images, left to right.
+    """Flips images horizontally at random.
 
     Args:
-      key: random key.
-      images: ``[N, H, W, C]``, any dtype.
-      probability: probability that an image is mirrored.
-      first_image: index of the first image in the global batch: the draws depend on it.
+        key: random key.
+        images: `[N, H, W, C]`, any dtype.
+        probability: probability that an image is flipped.
+        first_image: index of the first image in the global batch. The draws depend on it.
 
     Returns:
-      The images, shape and dtype as they came.
+        The images, with the same shape and dtype.
 
     Raises:
-      ValueError: if the probability does not lie between 0 and 1.
+        ValueError: the probability is not between 0 and 1.
     """
-    check_probability("The flip probability", probability)
+    check_probability("flip probability", probability)
     if probability == 0:
         return images
 
@@ -81,17 +82,17 @@ def random_augment(
     """Applies RandAugment to every image of a batch.
 
     Args:
-      key: random key.
-      images: ``[N, H, W, 3]``: uint8, or floats from 0 to 255, which are rounded to whole levels.
-      rand_augment: what to draw, as `rand_augment.parse_rand_augment` reads it.
-      first_image: index of the first image in the global batch: the draws depend on it.
+        key: random key.
+        images: `[N, H, W, 3]`, uint8, or floats from 0 to 255, which are rounded to integers.
+        rand_augment: the distribution to draw from (see `rand_augment.parse_rand_augment`).
+        first_image: index of the first image in the global batch. The draws depend on it.
 
     Returns:
-      The images, shape and dtype as they came.
+        The images, with the same shape and dtype.
 
     Raises:
-      ValueError: for images of another dtype or shape, or a RandAugment that is not drawn evenly
-        from the fifteen operations.
+        ValueError: the images have another dtype or shape, or `rand_augment` does not draw
+            uniformly from the fifteen operations.
     """
     image_indices = first_image + jnp.arange(images.shape[0])
     draw = draw_rand_augment(key, image_indices, rand_augment)
@@ -101,20 +102,21 @@ def random_augment(
 def draw_rand_augment(
     key: jax.Array, image_indices: jax.Array, rand_augment: RandAugment
 ) -> RandAugmentDraw:
-    """Draws operations as `RandAugment.draw` does on the host.
+    """Draws operations from the same distribution as `RandAugment.draw` on the host.
 
     Args:
-      key: random key.
-      image_indices: the images' indices in the global batch, int ``[N]``.
-      rand_augment: what to draw.
+        key: random key.
+        image_indices: indices of the images in the global batch, int `[N]`.
+        rand_augment: the distribution to draw from.
 
     Returns:
-      The draws of the `N` images.
+        The draws of the `N` images.
 
     Raises:
-      ValueError: for a RandAugment that is not drawn evenly from the fifteen operations.
+        ValueError: `rand_augment` does not draw uniformly from the fifteen operations.
     """
     _check_rand_augment(rand_augment)
+    chex.assert_rank(image_indices, 1)
     layers = (rand_augment.num_layers,)
 
     def draw_one(image_index: jax.Array) -> RandAugmentDraw:
@@ -140,28 +142,34 @@ def draw_rand_augment(
 def apply_rand_augment(
     images: jax.Array, draw: RandAugmentDraw, rand_augment: RandAugment
 ) -> jax.Array:
-    """Applies operations as drawn, every layer to the result of the one before.
+    """Applies drawn operations, one layer after the other.
 
     Args:
-      images: ``[N, H, W, 3]``: uint8, or floats from 0 to 255, which are rounded to whole levels.
-      draw: what to do.
-      rand_augment: what it was drawn from; it translates magnitudes into arguments.
+        images: `[N, H, W, 3]`, uint8, or floats from 0 to 255, which are rounded to integers.
+        draw: the draws.
+        rand_augment: the distribution of the draws. It maps magnitudes to arguments.
 
     Returns:
-      The images, shape and dtype as they came.
+        The images, with the same shape and dtype.
 
     Raises:
-      ValueError: for images of another dtype or shape, or a RandAugment that is not drawn evenly
-        from the fifteen operations.
+        ValueError: the images have another dtype or shape, or `rand_augment` does not draw
+            uniformly from the fifteen operations.
     """
     _check_rand_augment(rand_augment)
     if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"RandAugment takes RGB images [N, H, W, 3]; got {images.shape}.")
+        raise ValueError(
+            f"Invalid images for RandAugment: expected shape [N, H, W, 3], got {images.shape}."
+        )
+    chex.assert_equal_shape(draw)
+    chex.assert_equal_shape_prefix([images, draw.operation], 1)
     dtype = images.dtype
     if jnp.issubdtype(dtype, jnp.floating):
         images = jnp.clip(jnp.rint(images), 0, 255).astype(jnp.uint8)
     elif dtype != jnp.uint8:
-        raise ValueError(f"RandAugment takes images of uint8 or floats; got {dtype}.")
+        raise ValueError(
+            f"Invalid images for RandAugment: expected dtype uint8 or float, got {dtype}."
+        )
 
     def apply_layer(images: jax.Array, layer: RandAugmentDraw) -> tuple[jax.Array, None]:
         return _apply_layer(images, layer, rand_augment), None
@@ -172,7 +180,7 @@ def apply_rand_augment(
 
 
 def _apply_layer(images: jax.Array, draw: RandAugmentDraw, rand_augment: RandAugment) -> jax.Array:
-    """One operation for every image; the fields of the draw are [N] here."""
+    """Applies one operation to every image. The fields of `draw` are `[N]` here."""
     _, height, width, _ = images.shape
 
     def has_drawn(name: str) -> jax.Array:
@@ -184,11 +192,11 @@ def _apply_layer(images: jax.Array, draw: RandAugmentDraw, rand_augment: RandAug
         )
 
     augmented = images
-    for name in [name for name in COLOUR if name not in COSTLY]:
-        result = COLOUR[name](images, argument(name))
+    for name in [name for name in COLOR if name not in COSTLY]:
+        result = COLOR[name](images, argument(name))
         augmented = jnp.where(has_drawn(name)[:, None, None, None], result, augmented)
     for name in COSTLY:
-        augmented = _on_chosen(augmented, has_drawn(name), COLOUR[name], argument(name))
+        augmented = _on_chosen(augmented, has_drawn(name), COLOR[name], argument(name))
 
     is_geometric = jnp.zeros(images.shape[0], bool)
     matrices = jnp.zeros((images.shape[0], 6), jnp.float32)
@@ -206,9 +214,9 @@ def _apply_layer(images: jax.Array, draw: RandAugmentDraw, rand_augment: RandAug
 def operation_arguments(
     name: str, magnitude: jax.Array, *, increasing: bool, negative: jax.Array
 ) -> jax.Array:
-    """What an operation is given at each of `N` magnitudes, float32 ``[N]``.
+    """Returns the argument of an operation for each of `N` magnitudes, float32 `[N]`.
 
-    `rand_augment.operation_argument` for arrays; 0 for operations that take nothing.
+    This is `rand_augment.operation_argument` for arrays. Operations without an argument get 0.
     """
     sign = jnp.where(negative, -1.0, 1.0)
     if name in ("Color", "Contrast", "Brightness", "Sharpness"):
@@ -233,18 +241,18 @@ def operation_arguments(
 
 
 def _whole(number: jax.Array) -> jax.Array:
-    # The addend outweighs float32's roundings, which must not turn a whole 99 into 98.
+    # Without the small summand, float32 rounding could turn an exact 99 into 98.
     return jnp.floor(number + 1e-4)
 
 
 def _on_chosen(
     images: jax.Array, chosen: jax.Array, operation: Callable[..., jax.Array], *arguments: jax.Array
 ) -> jax.Array:
-    """Applies an operation to the chosen images [N], a chunk at a time, and leaves the others."""
+    """Applies an operation to the images where `chosen` `[N]` is True, in chunks."""
     count = images.shape[0]
     chunk = min(CHUNK, count)
     chosen_first = jnp.argsort(~chosen, stable=True)
-    # The last chunk may reach beyond the batch; what lies there is not written back.
+    # The last chunk may extend past the batch. Its extra entries are not written back.
     order = jnp.concatenate([chosen_first, jnp.full(chunk, count, chosen_first.dtype)])
 
     def apply_to_chunk(i: jax.Array, images: jax.Array) -> jax.Array:
@@ -261,7 +269,7 @@ def _on_chosen(
 
 
 def _largest_stretch(rand_augment: RandAugment) -> float:
-    """A bound for |a| + |b| over all rows of matrices that can be drawn (see `affine`)."""
+    """Returns a bound of |a| + |b| and |d| + |e| over all drawn matrices (see `affine`)."""
     return max(math.sqrt(2), 1 + 0.03 * rand_augment.magnitude_max)
 
 
@@ -270,7 +278,8 @@ def _filters(rand_augment: RandAugment) -> tuple[Image.Resampling, ...]:
     known = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
     if not filters or not set(filters) <= set(known):
         raise ValueError(
-            f"On the device RandAugment interpolates bilinearly or bicubically, not by {filters}."
+            "Invalid filters for RandAugment on the device: expected bilinear or bicubic, got "
+            f"{filters}."
         )
     return filters
 
@@ -278,8 +287,9 @@ def _filters(rand_augment: RandAugment) -> tuple[Image.Resampling, ...]:
 def _check_rand_augment(rand_augment: RandAugment) -> None:
     if rand_augment.operations != FIFTEEN or rand_augment.weights is not None:
         raise ValueError(
-            "On the device RandAugment draws evenly from the fifteen operations; for a named set "
-            f"(here {', '.join(rand_augment.operations)}) run it on the host."
+            "Invalid RandAugment on the device: expected a uniform draw from the fifteen "
+            f"operations, got the set {', '.join(rand_augment.operations)}. Run named sets on the "
+            "host."
         )
-    check_probability("RandAugment's probability", rand_augment.probability)
+    check_probability("RandAugment probability", rand_augment.probability)
     _filters(rand_augment)

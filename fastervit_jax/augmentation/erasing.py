@@ -1,13 +1,14 @@
-"""Random erasing on the device, of normalised images.
+"""Random erasing of normalized images on the device.
 
-Follows timm 0.9.16's ``RandomErasing`` in mode "pixel" with one rectangle
-(`Random Erasing Data Augmentation <https://arxiv.org/abs/1708.04896>`_).
+Follows timm 0.9.16's `RandomErasing` in mode "pixel" with one rectangle. The method is from
+[Random Erasing Data Augmentation](https://arxiv.org/abs/1708.04896).
 """
 
 import functools
 import math
 from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,7 +19,8 @@ from fastervit_jax.augmentation.random_draws import (
     uniform,
 )
 
-# timm tries this often for a rectangle that is smaller than the image, then leaves it whole.
+# timm draws up to this many rectangles until one is smaller than the image. If none is, it erases
+# nothing.
 ERASING_ATTEMPTS = 10
 
 
@@ -31,26 +33,26 @@ def random_erasing(
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
     first_image: int | jax.Array = 0,
 ) -> jax.Array:
-    """Fills a random rectangle of some images with noise, N(0, 1) for every pixel and channel.
+    """Fills a random rectangle of some images with noise, N(0, 1) per pixel and channel.
 
     Args:
-      key: random key.
-      images: normalised, of a float dtype, ``[N, H, W, C]``.
-      probability: probability that an image has a rectangle erased.
-      area: smallest and largest target area, as shares of the image.
-      aspect: smallest and largest height / width, drawn log-uniformly.
-      first_image: index of the first image in the global batch: the draws depend on it.
+        key: random key.
+        images: normalized images, `[N, H, W, C]`, float dtype.
+        probability: probability that a rectangle of an image is erased.
+        area: smallest and largest area of the rectangle, divided by the image's area.
+        aspect: smallest and largest height / width. The value is drawn log-uniformly.
+        first_image: index of the first image in the global batch. The draws depend on it.
 
     Returns:
-      The images, shape and dtype as they came.
+        The images, with the same shape and dtype.
 
     Raises:
-      ValueError: for images that are no float batch, or settings out of range.
+        ValueError: the images are not a batch of floats, or a setting is out of range.
     """
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            "Random erasing comes after normalisation: images must be floats of shape "
-            f"[N, H, W, C]; got {images.dtype} of shape {images.shape}."
+            "Invalid images for random erasing: expected normalized floats of shape "
+            f"[N, H, W, C], got {images.dtype} of shape {images.shape}."
         )
     box_key, noise_key = jax.random.split(key)
     image_indices = first_image + jnp.arange(images.shape[0])
@@ -81,24 +83,25 @@ def draw_erasing(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> jax.Array:
-    """Draws the rectangles to erase, as timm's ``RandomErasing._erase`` does.
+    """Draws the rectangles to erase, as timm's `RandomErasing._erase` does.
 
     Args:
-      key: random key.
-      image_indices: the images' indices in the global batch, int ``[N]``.
-      image_size: height and width, in pixels.
-      probability: as in `random_erasing`.
-      area: as in `random_erasing`.
-      aspect: as in `random_erasing`.
+        key: random key.
+        image_indices: indices of the images in the global batch, int `[N]`.
+        image_size: height and width, in pixels.
+        probability: as in `random_erasing`.
+        area: as in `random_erasing`.
+        aspect: as in `random_erasing`.
 
     Returns:
-      int32 ``[N, 4]``: top, bottom, left, right in pixels, the ends exclusive; an empty rectangle
-      where nothing is erased.
+        int32 `[N, 4]`: top, bottom, left, right in pixels. Bottom and right are exclusive. The
+        rectangle is empty if nothing is erased.
 
     Raises:
-      ValueError: for settings out of range.
+        ValueError: a setting is out of range.
     """
-    check_probability("probability", probability)
+    chex.assert_rank(image_indices, 1)
+    check_probability("erasing probability", probability)
     _check_range("erasing area", area, upper=1.0)
     _check_range("erasing aspect", aspect)
     height, width = image_size
@@ -114,7 +117,7 @@ def draw_erasing(
         heights = jnp.rint(jnp.sqrt(target_area * ratio)).astype(jnp.int32)
         widths = jnp.rint(jnp.sqrt(target_area / ratio)).astype(jnp.int32)
         fits = (heights < height) & (widths < width)
-        # The first attempt that fits; where none does, the first one, and nothing is erased.
+        # Take the first attempt that fits. If none fits, argmax is 0 and nothing is erased.
         chosen = jnp.argmax(fits)
         h, w = heights[chosen], widths[chosen]
         top, left = index_below(height - h + 1, y), index_below(width - w + 1, x)
@@ -125,16 +128,19 @@ def draw_erasing(
 
 
 def apply_erasing(images: jax.Array, boxes: jax.Array, noise: jax.Array) -> jax.Array:
-    """Puts noise in place of a rectangle of every image.
+    """Replaces a rectangle of every image by noise.
 
     Args:
-      images: ``[N, H, W, C]``.
-      boxes: int ``[N, 4]``: top, bottom, left, right in pixels, the ends exclusive.
-      noise: ``[N, H, W, C]``; what lies outside the rectangles is not used.
+        images: `[N, H, W, C]`.
+        boxes: int `[N, 4]`: top, bottom, left, right in pixels. Bottom and right are exclusive.
+        noise: `[N, H, W, C]`. Noise outside the rectangles is not used.
 
     Returns:
-      The images, shape and dtype as they came.
+        The images, with the same shape and dtype.
     """
+    chex.assert_rank(images, 4)
+    chex.assert_shape(boxes, (len(images), 4))
+    chex.assert_equal_shape([images, noise])
     inside = jax.vmap(functools.partial(inside_box, height=images.shape[1], width=images.shape[2]))
     return jnp.where(inside(boxes)[..., None], noise.astype(images.dtype), images)
 
@@ -143,6 +149,6 @@ def _check_range(name: str, limits: tuple[float, float], upper: float = math.inf
     low, high = limits
     if not 0 < low <= high <= upper or math.isinf(high):
         raise ValueError(
-            f"The {name} needs a smallest and a largest value above 0, the largest not below the "
-            f"smallest{'' if math.isinf(upper) else f' nor above {upper:g}'}; got {limits}."
+            f"Invalid {name}: expected 0 < smallest <= largest"
+            f"{'' if math.isinf(upper) else f' <= {upper:g}'}, got {limits}."
         )

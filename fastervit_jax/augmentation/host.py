@@ -1,4 +1,7 @@
-"""The recipe's host transform: random resized crop, flip, RandAugment (REFERENCE.md §4)."""
+"""Training transform on the host: random resized crop, flip, RandAugment.
+
+The settings of the recipe are in docs/reference/numbers.md, section 4.
+"""
 
 import functools
 import math
@@ -38,10 +41,12 @@ def draw_crop_box(
 ) -> CropBox:
     """Draws the rectangle of a random resized crop.
 
-    Its area is uniform in `scale` times the image's, its aspect (width / height) log-uniform in
-    `ratio`; of ten attempts the first that fits is placed uniformly. If none fits, the largest
-    centred rectangle whose aspect lies within `ratio`. Follows timm 0.9.16's
-    `RandomResizedCropAndInterpolation.get_params`.
+    The area, divided by the image's area, is uniform in `scale`. The aspect ratio (width / height)
+    is log-uniform in `ratio`. The first of ten attempts that fits into the image gets a uniform
+    position. If no attempt fits, the result is the largest centered rectangle with an aspect ratio
+    within `ratio`.
+
+    Follows timm 0.9.16's `RandomResizedCropAndInterpolation.get_params`.
     """
     for _ in range(_CROP_ATTEMPTS):
         area = rng.uniform(*scale) * image_height * image_width
@@ -62,15 +67,16 @@ def draw_crop_box(
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """`(encoded, rng)` → a training image, uint8 `[H, W, 3]`, drawn from the official recipe.
+    """Turns `(encoded, rng)` into a training image, uint8 `[H, W, 3]`, as in the official recipe.
 
     Attributes:
-      resolution: side of the image, or (height, width), in pixels.
-      scale: range of the crop's share of the image's area.
-      ratio: range of the crop's aspect, width / height.
-      interpolation: "bilinear", "bicubic", or "random" for one of the two each time.
-      flip: probability of a horizontal flip.
-      rand_augment: a timm-style RandAugment string such as "rand-m9-mstd0.5-inc1"; "" for none.
+        resolution: side of the image, or (height, width), in pixels.
+        scale: range of the crop's area, divided by the image's area.
+        ratio: range of the crop's aspect ratio, width / height.
+        interpolation: "bilinear", "bicubic", or "random" to choose one of the two for each image.
+        flip: probability of a horizontal flip.
+        rand_augment: a RandAugment string as in timm, such as "rand-m9-mstd0.5-inc1". An empty
+            string disables RandAugment.
     """
 
     resolution: Resolution
@@ -83,24 +89,31 @@ class TrainTransform:
     def __post_init__(self):
         height_and_width(self.resolution)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale must be a range within (0, 1], not {self.scale}.")
+            raise ValueError(f"Invalid scale: expected a range in (0, 1], got {self.scale}.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be a range of positive aspects, not {self.ratio}.")
+            raise ValueError(
+                f"Invalid ratio: expected a range of positive numbers, got {self.ratio}."
+            )
         if self.interpolation not in _FILTERS:
             raise ValueError(
-                f"interpolation must be one of {', '.join(_FILTERS)}, not {self.interpolation!r}."
+                f"Invalid interpolation: expected one of {', '.join(_FILTERS)}, got "
+                f"{self.interpolation!r}."
             )
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is a probability, not {self.flip}.")
+            raise ValueError(f"Invalid flip: expected a probability from 0 to 1, got {self.flip}.")
         if self.rand_augment:
             parse_rand_augment(self.rand_augment)
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
-        """Decodes and distorts one image. Raises DamagedImageError (see `decode_rgb`)."""
+        """Decodes and distorts one image.
+
+        Raises:
+            DamagedImageError: the bytes cannot be decoded (see `decode_rgb`).
+        """
         return np.asarray(self.distort(decode_rgb(encoded), rng))
 
     def distort(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The transform on an image already decoded, RGB of any size → RGB of `resolution`."""
+        """Applies the transform to a decoded RGB image of any size."""
         box = draw_crop_box(image.height, image.width, scale=self.scale, ratio=self.ratio, rng=rng)
         filters = _FILTERS[self.interpolation]
         image = crop_and_resize(image, box, self.resolution, filters[rng.integers(len(filters))])
@@ -114,16 +127,16 @@ class TrainTransform:
     def _augment(self) -> RandAugment | None:
         if not self.rand_augment:
             return None
-        # As in timm, a fixed filter for the crop is the geometric operations' filter too.
+        # As in timm, a fixed filter of the crop is also the filter of the geometric operations.
         return parse_rand_augment(self.rand_augment, _FILTERS[self.interpolation])
 
 
 def crop_and_resize(
     image: Image.Image, box: CropBox, resolution: Resolution, resampling: Image.Resampling
 ) -> Image.Image:
-    """Cuts `box` out of an image and scales it to `resolution`, as torchvision's `resized_crop`."""
+    """Crops `box` and resizes it to `resolution`, as torchvision's `resized_crop` does."""
     height, width = height_and_width(resolution)
-    # Cut first: `resize(box=...)` would let the filter see pixels beyond the box.
+    # Crop first, because the filter of `resize(box=...)` would use pixels outside the box.
     image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     if image.size == (width, height):
         return image

@@ -1,13 +1,15 @@
-"""Mixup and CutMix of whole groups of images on the device, with soft labels.
+"""Mixup and CutMix of groups of images on the device, with soft labels.
 
-Follows timm 0.9.16's ``FastCollateMixup`` in batch mode, the official script's collate function
-(`mixup <https://arxiv.org/abs/1710.09412>`_, `CutMix <https://arxiv.org/abs/1905.04899>`_).
+Follows timm 0.9.16's `FastCollateMixup` in batch mode, the collate function of the official script.
+The methods are [mixup](https://arxiv.org/abs/1710.09412) and
+[CutMix](https://arxiv.org/abs/1905.04899).
 """
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -21,13 +23,15 @@ from fastervit_jax.augmentation.random_draws import (
 
 
 class MixingDraw(NamedTuple):
-    """How each of `G` groups is mixed.
+    """The random draws of `G` groups.
 
     Attributes:
-      lam: float32 ``[G]``: the share of an image's own label, its partner having the rest; in
-        mixup also that of the pixels, in CutMix the share of the image outside the box.
-      use_cutmix: bool ``[G]``: paste the partner's box instead of blending.
-      boxes: int32 ``[G, 4]``: top, bottom, left, right in pixels, the ends exclusive.
+        lam: float32 `[G]`, weight of an image's own label. The label of the partner has the weight
+            1 - lam. Mixup uses the same weights for the pixels. In CutMix, lam is the area outside
+            the box, divided by the image's area.
+        use_cutmix: bool `[G]`, True for CutMix and False for mixup.
+        boxes: int32 `[G, 4]`, the CutMix box: top, bottom, left, right in pixels. Bottom and right
+            are exclusive.
     """
 
     lam: jax.Array
@@ -49,40 +53,40 @@ def mix(
     group_size: int = 128,
     first_image: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes every group of consecutive images by mixup or CutMix, and makes soft labels.
+    """Applies mixup or CutMix to every group of consecutive images and returns soft labels.
 
-    Each image's partner is the one at the mirrored place of its group. As timm's
-    ``FastCollateMixup`` in batch mode does for a batch of `group_size`.
+    The partner of image i of a group of S images is image S - 1 - i. Each group is mixed as timm's
+    `FastCollateMixup` mixes a batch in batch mode.
 
     Args:
-      key: random key.
-      images: uint8 ``[N, H, W, C]``.
-      labels: integer classes, ``[N]``.
-      num_classes: number of classes ``K``.
-      mixup_alpha: Beta parameter of mixup's lambda; 0 for no mixup.
-      cutmix_alpha: Beta parameter of CutMix's lambda; 0 for no CutMix.
-      switch_probability: probability of CutMix where both are on.
-      probability: probability that a group is mixed.
-      smoothing: label smoothing.
-      group_size: images in a group; must divide ``N``.
-      first_image: index of the first image in the global batch, a multiple of `group_size`: the
-        draws depend on it.
+        key: random key.
+        images: uint8 `[N, H, W, C]`.
+        labels: integer classes, `[N]`.
+        num_classes: number of classes `K`.
+        mixup_alpha: parameter of the Beta distribution of mixup's lambda; 0 disables mixup.
+        cutmix_alpha: parameter of the Beta distribution of CutMix's lambda; 0 disables CutMix.
+        switch_probability: probability of CutMix if both are enabled.
+        probability: probability that a group is mixed.
+        smoothing: label smoothing.
+        group_size: number of images in a group. It must divide `N`.
+        first_image: index of the first image in the global batch, a multiple of `group_size`. The
+            draws depend on it.
 
     Returns:
-      The mixed images, uint8 ``[N, H, W, C]``, and soft labels, float32 ``[N, K]``.
+        The mixed images, uint8 `[N, H, W, C]`, and soft labels, float32 `[N, K]`.
 
     Raises:
-      ValueError: for a wrong dtype or shape, settings out of range, or a batch that does not make
-        whole groups.
+        ValueError: images or labels have a wrong dtype or shape, a setting is out of range, or
+            `group_size` does not divide the batch.
     """
     _check_images_and_labels(images, labels)
     if group_size < 1:
-        raise ValueError(f"A mixing group must hold at least 1 image; group_size is {group_size}.")
-    check_divisible(images.shape[0], group_size, "make whole mixing groups of {}")
+        raise ValueError(f"Invalid group_size: expected at least 1, got {group_size}.")
+    check_divisible(images.shape[0], group_size, "group_size={}")
     if isinstance(first_image, int) and first_image % group_size:
         raise ValueError(
-            f"Image {first_image} of the global batch begins no mixing group: first_image must be "
-            f"a multiple of group_size, {group_size}."
+            f"Invalid first_image: expected a multiple of group_size={group_size}, got "
+            f"{first_image}."
         )
     first_group = first_image // group_size
     draw = draw_mixing(
@@ -107,23 +111,24 @@ def draw_mixing(
     switch_probability: float = 0.5,
     probability: float = 1.0,
 ) -> MixingDraw:
-    """Draws how groups are mixed, as timm's ``Mixup._params_per_batch`` and ``rand_bbox`` do.
+    """Draws how to mix groups, as timm's `Mixup._params_per_batch` and `rand_bbox` do.
 
     Args:
-      key: random key.
-      group_indices: the groups' indices in the global batch, int ``[G]``.
-      image_size: height and width, in pixels.
-      mixup_alpha: as in `mix`.
-      cutmix_alpha: as in `mix`.
-      switch_probability: as in `mix`.
-      probability: as in `mix`.
+        key: random key.
+        group_indices: indices of the groups in the global batch, int `[G]`.
+        image_size: height and width, in pixels.
+        mixup_alpha: as in `mix`.
+        cutmix_alpha: as in `mix`.
+        switch_probability: as in `mix`.
+        probability: as in `mix`.
 
     Returns:
-      The draws of the `G` groups.
+        The draws of the `G` groups.
 
     Raises:
-      ValueError: for settings out of range.
+        ValueError: a setting is out of range.
     """
+    chex.assert_rank(group_indices, 1)
     _check_alpha("mixup_alpha", mixup_alpha)
     _check_alpha("cutmix_alpha", cutmix_alpha)
     check_probability("switch_probability", switch_probability)
@@ -146,7 +151,7 @@ def draw_mixing(
         mixing, switching, y, x = uniform(number_key, (4,))
         is_mixed = mixing < probability
         use_cutmix = is_mixed & (switching < switch_probability)
-        # An alpha of 0 is never the chosen one; 1 stands in for it.
+        # A method with alpha 0 is never chosen. The 1.0 only replaces an invalid parameter.
         alpha = jnp.where(use_cutmix, cutmix_alpha or 1.0, mixup_alpha or 1.0)
         lam = jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32)
         lam = jnp.where(is_mixed, lam, 1.0)
@@ -161,7 +166,7 @@ def draw_mixing(
 
 
 def _cutmix_box(lam, center_y, center_x, height: int, width: int) -> tuple[jax.Array, ...]:
-    """A box of area about 1 - lam of the image around a centre, cut off at the image's border."""
+    """Returns a box with about 1 - lam of the image's area, clipped at the image's border."""
     ratio = jnp.sqrt(1.0 - lam)
     half_height = jnp.floor(height * ratio).astype(jnp.int32) // 2
     half_width = jnp.floor(width * ratio).astype(jnp.int32) // 2
@@ -181,24 +186,26 @@ def apply_mixing(
     num_classes: int,
     smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes images and labels as drawn; equal draws give timm's pixels exactly.
+    """Mixes images and labels according to `draw`. With timm's draws, the pixels equal timm's.
 
     Args:
-      images: uint8 ``[N, H, W, C]``.
-      labels: integer classes, ``[N]``.
-      draw: the draws of the ``G`` groups; a group is the next ``N / G`` images.
-      num_classes: number of classes ``K``.
-      smoothing: label smoothing.
+        images: uint8 `[N, H, W, C]`.
+        labels: integer classes, `[N]`.
+        draw: the draws of `G` groups. Each group has `N / G` consecutive images.
+        num_classes: number of classes `K`.
+        smoothing: label smoothing.
 
     Returns:
-      The mixed images, uint8 ``[N, H, W, C]``, and soft labels, float32 ``[N, K]``.
+        The mixed images, uint8 `[N, H, W, C]`, and soft labels, float32 `[N, K]`.
 
     Raises:
-      ValueError: for a wrong dtype or shape, or a batch that does not make `G` groups.
+        ValueError: images or labels have a wrong dtype or shape, or `G` does not divide `N`.
     """
     _check_images_and_labels(images, labels)
     groups = draw.lam.shape[0]
-    check_divisible(images.shape[0], groups, "make {} equal groups")
+    chex.assert_shape(draw.use_cutmix, (groups,))
+    chex.assert_shape(draw.boxes, (groups, 4))
+    check_divisible(images.shape[0], groups, "the {} groups")
     mixed = jax.vmap(_mix_group)(images.reshape(groups, -1, *images.shape[1:]), draw)
     partners = labels.reshape(groups, -1)[:, ::-1].reshape(labels.shape)
     lam = jnp.repeat(draw.lam, len(labels) // groups)[:, None]
@@ -208,12 +215,12 @@ def apply_mixing(
 
 
 def _mix_group(images: jax.Array, draw: MixingDraw) -> jax.Array:
-    """Mixes the images [S, H, W, C] of one group."""
+    """Mixes the images `[S, H, W, C]` of one group."""
     partners = images[::-1]
     own_part = images.astype(jnp.float32) * draw.lam
     partner_part = partners.astype(jnp.float32) * (1.0 - draw.lam)
-    # The parts are not negative. Taking their absolute values keeps compilers from contracting
-    # product and sum into one rounding, which would change a pixel in a million.
+    # Both parts are non-negative. The absolute values prevent compilers from fusing product and sum
+    # into one operation with one rounding, which would change about one pixel in a million.
     blended = jnp.rint(jnp.abs(own_part) + jnp.abs(partner_part)).astype(jnp.uint8)
 
     inside = inside_box(draw.boxes, images.shape[1], images.shape[2])
@@ -224,47 +231,48 @@ def _mix_group(images: jax.Array, draw: MixingDraw) -> jax.Array:
 def _check_images_and_labels(images: jax.Array, labels: jax.Array) -> None:
     if images.ndim != 4 or images.dtype != jnp.uint8:
         raise ValueError(
-            f"Images to mix must be uint8 of shape [N, H, W, C]; got {images.dtype} of shape "
-            f"{images.shape}."
+            "Invalid images to mix: expected uint8 of shape [N, H, W, C], got "
+            f"{images.dtype} of shape {images.shape}."
         )
     if labels.shape != images.shape[:1]:
         raise ValueError(
-            f"{images.shape[0]} images need as many labels, shape [N]; got the shape "
+            f"Invalid labels: expected shape {images.shape[:1]}, one label per image, got "
             f"{labels.shape}."
         )
 
 
 def _check_alpha(name: str, alpha: float) -> None:
     if not (math.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"{name} must be a number of at least 0 (0 for none); got {alpha}.")
+        raise ValueError(f"Invalid {name}: expected a finite number of at least 0, got {alpha}.")
 
 
 def smooth_one_hot(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
-    """One-hot targets with label smoothing, as timm's ``mixup_target`` makes them.
+    """Returns one-hot targets with label smoothing, as timm's `mixup_target` does.
 
-    Every class gets ``smoothing / num_classes``, the label's class ``1 - smoothing`` on top.
+    Every class gets `smoothing / num_classes`. The class of the label gets `1 - smoothing` more.
 
     Args:
-      labels: integer classes, shape ``[N]``. A label outside ``0 .. num_classes - 1`` cannot raise
-        in compiled code: its row is NaN, so that the loss shows it.
-      num_classes: number of classes ``K``.
-      smoothing: share of the target spread over all classes, 0 <= smoothing < 1.
+        labels: integer classes, shape `[N]`. Compiled code cannot raise for a label outside
+            `0 .. num_classes - 1`. Its row is NaN instead, so that the loss becomes NaN.
+        num_classes: number of classes `K`.
+        smoothing: total weight that is spread over all classes, 0 <= smoothing < 1.
 
     Returns:
-      Float32 targets, shape ``[N, K]``; rows sum to 1.
+        The targets, float32 `[N, K]`. Rows sum to 1.
 
     Raises:
-      ValueError: if `labels` are no integer vector, or for a smoothing or class count out of range.
+        ValueError: `labels` is not an integer vector, or `smoothing` or `num_classes` is out of
+            range.
     """
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
-            f"Labels must be one integer class an image, shape [N]; got {labels.dtype} of shape "
-            f"{labels.shape}."
+            "Invalid labels: expected integers of shape [N], one class per image, got "
+            f"{labels.dtype} of shape {labels.shape}."
         )
     if not 0 <= smoothing < 1:
-        raise ValueError(f"Label smoothing must be at least 0 and below 1; got {smoothing}.")
+        raise ValueError(f"Invalid smoothing: expected a number in [0, 1), got {smoothing}.")
     if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1; got {num_classes}.")
+        raise ValueError(f"Invalid num_classes: expected at least 1, got {num_classes}.")
     off_value = smoothing / num_classes
     on_value = 1.0 - smoothing + off_value
     targets = jnp.where(jax.nn.one_hot(labels, num_classes, dtype=bool), on_value, off_value)

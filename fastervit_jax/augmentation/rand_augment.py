@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al., 2019) as timm 0.9.16 draws it.
 
-Strings are timm's: `rand-m9-mstd0.5-inc1` is the official recipe's.
+Settings are strings as in timm. The official recipe uses `rand-m9-mstd0.5-inc1`.
 """
 
 import math
@@ -29,7 +29,7 @@ FIFTEEN = (
     "TranslateX",
     "TranslateY",
 )
-# timm's named sets (`-t…`), with weights where it has them. All are of the increasing kind.
+# timm's named sets (`-t…`), with weights if timm has weights. All sets use increasing operations.
 _SETS: dict[str, dict[str, float] | tuple[str, ...]] = {
     "3a": ("Solarize", "Desaturate", "GaussianBlur"),
     "3aw": {
@@ -73,16 +73,16 @@ _FULL_MAGNITUDE = 10.0
 def operation_argument(
     name: str, magnitude: float, *, increasing: bool, negative: bool
 ) -> float | None:
-    """What an operation is given at a magnitude; None for those that take nothing.
-
-    Args:
-      name: a RandAugment operation.
-      magnitude: 0 (nothing, mostly) to 10, or to `mmax`.
-      increasing: whether posterize, solarize and the enhancements grow stronger with the magnitude
-        (timm's `inc1`) or follow the original, where they do not.
-      negative: the sign where the operation has one: turn, shift or fade the other way.
+    """Returns the argument of an operation at a magnitude, or None if it has no argument.
 
     Follows the `_level_to_arg` functions of `timm.data.auto_augment`.
+
+    Args:
+        name: a RandAugment operation.
+        magnitude: strength, from 0 (mostly no effect) to 10 or to `mmax`.
+        increasing: True makes posterize, solarize and the enhancing operations stronger with the
+            magnitude (timm's `inc1`). False is the original RandAugment, where they are not.
+        negative: whether to negate the argument, if the operation has a sign.
     """
     level = magnitude / _FULL_MAGNITUDE
     sign = -1.0 if negative else 1.0
@@ -110,20 +110,20 @@ def operation_argument(
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Draws and applies a few random operations. Make it with `parse_rand_augment`.
+    """Draws and applies random operations. `parse_rand_augment` creates it.
 
     Attributes:
-      operations: what to draw from.
-      weights: their probabilities; then an operation is drawn at most once. None draws evenly,
-        with replacement.
-      magnitude: mean strength, 0 to 10.
-      magnitude_std: standard deviation of the normal it is drawn from; infinite for a uniform draw
-        from 0 to `magnitude`.
-      magnitude_max: where drawn magnitudes are clipped.
-      num_layers: operations drawn for an image.
-      probability: with which each drawn operation is applied.
-      increasing: see `operation_argument`.
-      resamplings: filters that a geometric operation draws from.
+        operations: names of the operations to draw from.
+        weights: probabilities of the operations. An operation is then drawn at most once per image.
+            None means uniform draws with replacement.
+        magnitude: mean strength, 0 to 10.
+        magnitude_std: standard deviation of the normal distribution of the strength. Infinity means
+            a uniform distribution from 0 to `magnitude`.
+        magnitude_max: upper bound of the drawn strength.
+        num_layers: number of operations drawn per image.
+        probability: probability that a drawn operation is applied.
+        increasing: see `operation_argument`.
+        resamplings: filters from which a geometric operation draws one.
     """
 
     operations: tuple[str, ...] = FIFTEEN
@@ -140,13 +140,13 @@ class RandAugment:
     )
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """An RGB image → the distorted image, of the same size."""
+        """Distorts an RGB image. The size stays the same."""
         for operation in self.draw(rng):
             image = apply_operation(image, operation)
         return image
 
     def draw(self, rng: np.random.Generator) -> list[Operation]:
-        """The operations for one image, in order; those drawn but not applied are left out."""
+        """Draws the operations to apply to one image, in order."""
         chosen = rng.choice(
             len(self.operations), self.num_layers, replace=self.weights is None, p=self.weights
         )
@@ -174,15 +174,24 @@ class RandAugment:
 def parse_rand_augment(
     text: str, resamplings: tuple[Image.Resampling, ...] = RandAugment.resamplings
 ) -> RandAugment:
-    """Reads a timm RandAugment string, such as "rand-m9-mstd0.5-inc1".
+    """Parses a RandAugment string as in timm, such as "rand-m9-mstd0.5-inc1".
 
-    Sections after `rand`, in any order: `m` magnitude (10), `n` number of operations (2), `p`
-    probability of each (0.5), `mstd` deviation of the magnitude (0; above 100 for uniform draws),
-    `mmax` its upper bound (10), `inc1` for the increasing operations, `t` a named set (`t3a`,
-    `t3aw`, `tweights`).
+    The sections after `rand` may come in any order:
+
+    - `m`: magnitude (default 10)
+    - `n`: number of operations per image (default 2)
+    - `p`: probability of each operation (default 0.5)
+    - `mstd`: standard deviation of the magnitude (default 0; above 100 means uniform draws)
+    - `mmax`: upper bound of the magnitude (default 10)
+    - `inc1`: use the increasing operations
+    - `t`: a named set (`t3a`, `t3aw`, `tweights`)
+
+    Args:
+        text: the string.
+        resamplings: filters from which a geometric operation draws one.
 
     Raises:
-      ValueError: a section is none of these, or its value makes no sense.
+        ValueError: a section is unknown or has an invalid value.
     """
     settings: dict[str, float] = {}
     named_set = None
@@ -194,9 +203,9 @@ def parse_rand_augment(
             settings[match[1]] = _section_value(text, match[1], match[2])
         else:
             raise ValueError(
-                f"The RandAugment string {text!r} has a section {section!r} that is none of m, n, "
-                f"p, mstd, mmax, inc1 with a number, or t with one of {', '.join(_SETS)}: write, "
-                'for example, "rand-m9-mstd0.5-inc1".'
+                f"Invalid RandAugment string {text!r}: expected sections m, n, p, mstd, mmax or "
+                f"inc1 with a number, or t with one of {', '.join(_SETS)}, got {section!r}. An "
+                'example is "rand-m9-mstd0.5-inc1".'
             )
     operations = _SETS[named_set] if named_set else FIFTEEN
     weights = None
@@ -206,8 +215,8 @@ def parse_rand_augment(
     num_layers = int(settings.get("n", 2))
     if weights and num_layers > len(weights):
         raise ValueError(
-            f"In {text!r}, n must be at most {len(weights)}: the set {named_set} is drawn from "
-            "without replacement."
+            f"Invalid RandAugment string {text!r}: n must be at most {len(weights)}, because the "
+            f"set {named_set} is drawn from without replacement."
         )
     deviation = settings.get("mstd", 0.0)
     return RandAugment(
@@ -225,13 +234,19 @@ def parse_rand_augment(
 
 def _section_value(text: str, key: str, value: str) -> float:
     number = float(value)
-    # timm reads `inc` followed by any digits as switched on.
+    # timm enables it for `inc` followed by any digits.
     if key == "inc" and number != 1:
-        raise ValueError(f"In {text!r}, write inc1, or leave inc out to switch it off.")
+        raise ValueError(
+            f"Invalid RandAugment string {text!r}: write inc1, or omit inc to disable it."
+        )
     if key in ("m", "n", "mmax") and number != int(number):
-        raise ValueError(f"In {text!r}, {key} must be a whole number, not {value}.")
+        raise ValueError(
+            f"Invalid RandAugment string {text!r}: {key} must be an integer, got {value}."
+        )
     if key == "mmax" and not number:
-        raise ValueError(f"In {text!r}, mmax must be positive.")
+        raise ValueError(f"Invalid RandAugment string {text!r}: mmax must be positive.")
     if key == "p" and number > 1:
-        raise ValueError(f"In {text!r}, p is a probability, not {value}.")
+        raise ValueError(
+            f"Invalid RandAugment string {text!r}: p must be a probability, got {value}."
+        )
     return number

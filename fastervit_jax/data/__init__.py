@@ -1,6 +1,6 @@
-"""Data: sources (TFDS, folders) → host transforms → the loader.
+"""Input data: sources (folders, TFDS) → decoding → order → loader.
 
-Importing this loads neither TensorFlow nor TFDS nor Grain; they are loaded where they are used.
+Importing this package does not import TensorFlow, TFDS or Grain. They are imported on first use.
 """
 
 from fastervit_jax.data.images import DamagedImageError, EvalTransform, decode_eval

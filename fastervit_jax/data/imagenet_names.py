@@ -1,9 +1,9 @@
 # ruff: noqa: E501
 """Names of the 1000 classes of ImageNet-1K, in the order of the official weights' logits.
 
-Identifiers (WordNet synsets) and names come from timm 0.9.16 (`timm/data/_info`, Apache-2.0), whose
-names are WordNet's lemmas (WordNet 3.0, Copyright 2006 by Princeton University; NOTICE has its
-licence). Synonyms are separated by commas, the usual name first.
+Identifiers (WordNet synsets) and names come from timm 0.9.16 (`timm/data/_info`, Apache-2.0). The
+names are WordNet lemmas (WordNet 3.0, Copyright 2006 by Princeton University). The file NOTICE
+contains the license. Synonyms are separated by commas; the most common name comes first.
 """
 
 _CLASSES = """

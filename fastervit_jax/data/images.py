@@ -1,8 +1,10 @@
-"""From encoded bytes to the network's uint8 pixels, as the reference (timm over Pillow) makes them.
+"""Decode images to the uint8 pixels that the reference implementation (timm, Pillow) produces.
 
-Pixels are Pillow's own: decoded at full size (JPEG's draft mode would change them), resized with
-Pillow's antialiased filters, rounded to uint8 before anything else. EXIF orientation is ignored, as
-timm ignores it.
+Pillow decodes and resizes every image, so that the pixels equal the reference's:
+
+- JPEG files are decoded at full size. JPEG's draft mode would change the pixels.
+- Images are resized with Pillow's antialiased filters and rounded to uint8.
+- The EXIF orientation is ignored, as in timm.
 """
 
 import io
@@ -16,40 +18,48 @@ from PIL import Image, UnidentifiedImageError
 CropMode = Literal["center", "squash"]
 Resolution = int | tuple[int, int]
 
-# What Pillow may meet in a photograph's place. Left out on purpose: formats that start other
-# programs (EPS runs Ghostscript) or hold no photographs.
+# Formats that Pillow may decode. Other formats are excluded on purpose: some start other programs
+# (EPS runs Ghostscript), others do not store photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# Twice Pillow's warning level, where Pillow itself refuses to decode. The same bound serves for
-# images that are small in the file but huge once scaled (1 × 20,000 pixels).
+# Pillow refuses to decode more pixels than this, twice the number at which it warns. The same limit
+# applies after resizing, because a small image can become huge (1 × 20,000 pixels).
 _MAX_PIXELS = 178_956_970
 
 
 class DamagedImageError(ValueError):
-    """Bytes that cannot be decoded to an image; the message says why, callers add which."""
+    """The bytes cannot be decoded to an image.
+
+    The message says why. The caller adds the name of the file.
+    """
 
 
 def height_and_width(resolution: Resolution) -> tuple[int, int]:
-    """`224` → `(224, 224)`; `(height, width)` stays. Raises ValueError for anything else."""
+    """Returns `(height, width)` for a resolution: `224` becomes `(224, 224)`.
+
+    Raises:
+        ValueError: the resolution is not a positive integer or a pair of them.
+    """
     sides = tuple(resolution) if isinstance(resolution, list | tuple) else (resolution,) * 2
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(
-            f"resolution must be a positive integer or (height, width), not {resolution!r}."
+            f"Invalid resolution: expected a positive integer or (height, width), got "
+            f"{resolution!r}."
         )
     return sides
 
 
 def decode_rgb(encoded: bytes) -> Image.Image:
-    """Encoded bytes → a fully decoded RGB image at its own size.
+    """Decodes bytes to an RGB image at the image's own size.
 
-    Greyscale is repeated, CMYK and palettes converted, alpha dropped, all by Pillow's `convert`.
+    Pillow's `convert` turns gray, CMYK and palette images into RGB, and drops the alpha channel.
 
     Raises:
-      DamagedImageError: the bytes are empty, truncated, no image, or decode to more than
-        178,956,970 pixels (a decompression bomb).
+        DamagedImageError: the bytes are empty, truncated or not an image, or the image has more
+            than 178,956,970 pixels (a decompression bomb).
     """
     if not encoded:
-        raise DamagedImageError("it holds no bytes")
+        raise DamagedImageError("the file is empty")
     try:
         image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
         if image.mode == "RGB":
@@ -57,13 +67,13 @@ def decode_rgb(encoded: bytes) -> Image.Image:
             return image
         return image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise DamagedImageError(f"it is no image in {', '.join(_FORMATS)} format") from error
+        raise DamagedImageError(f"not an image in {', '.join(_FORMATS)} format") from error
     except MemoryError:
         raise
-    # Pillow's plugins report broken files with whatever their parsing trips over: OSError,
-    # SyntaxError, ValueError, struct.error, DecompressionBombError, ...
+    # Pillow's plugins raise many types for a broken file: OSError, SyntaxError, ValueError,
+    # struct.error, DecompressionBombError, ...
     except Exception as error:
-        reason = " ".join(str(error).split()) or "no reason given"
+        reason = " ".join(str(error).split()) or "Pillow reported no reason"
         raise DamagedImageError(f"{type(error).__name__}: {reason}") from error
 
 
@@ -74,7 +84,8 @@ def _resize(
         return image
     if height * width > _MAX_PIXELS:
         raise DamagedImageError(
-            f"{image.width} × {image.height} pixels would become {width} × {height} when scaled"
+            f"resizing would turn {image.width} × {image.height} pixels into {width} × {height}, "
+            f"more than the limit of {_MAX_PIXELS:,} pixels"
         )
     return image.resize((width, height), resampling)
 
@@ -82,11 +93,13 @@ def _resize(
 def _scaled_for_center_crop(
     image: Image.Image, target: tuple[int, int]
 ) -> tuple[int, int, Image.Resampling]:
-    """Height, width and filter with which timm scales before a centre crop.
+    """Returns the height, width and filter with which timm resizes before a center crop.
 
-    A square target scales the shorter side to it, the longer one truncated (torchvision's
-    `Resize`), bicubic. Where the targets differ, timm 0.9.16 takes the larger of the two scales,
-    rounds both sides, and falls back to **bilinear** whatever filter was asked for
+    Square target: the shorter side becomes the target and the longer side is truncated to an
+    integer (torchvision's `Resize`). The filter is bicubic.
+
+    Other targets: timm 0.9.16 uses the larger of the two scales and rounds both sides. It always
+    uses the **bilinear** filter there, whatever filter was requested
     (`ResizeKeepRatio(scale_size)` in `transforms_imagenet_eval`).
     """
     target_height, target_width = target
@@ -103,16 +116,16 @@ def _scaled_for_center_crop(
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Encoded bytes → the evaluation image, uint8 `[H, W, 3]`, equal to timm's in every pixel.
+    """Decodes bytes to the evaluation image, uint8 `[H, W, 3]`. Every pixel equals timm's.
 
-    Follows `timm.data.transforms_imagenet_eval` (0.9.16) with bicubic interpolation, the official
-    model's setting (REFERENCE.md §3).
+    Follows `timm.data.transforms_imagenet_eval` (0.9.16) with bicubic interpolation, the setting of
+    the official models (docs/reference/numbers.md, section 3).
 
     Attributes:
-      resolution: side of the square crop, or (height, width), in pixels.
-      crop_fraction: the crop's share of the scaled image, in (0, 1].
-      crop_mode: "center" keeps the aspect and crops the middle; "squash" scales both sides,
-        ignoring the aspect, then crops.
+        resolution: side of the square crop, or (height, width), in pixels.
+        crop_fraction: size of the crop divided by the size of the resized image, in (0, 1].
+        crop_mode: "center" keeps the aspect ratio and crops the center. "squash" resizes both
+            sides without keeping the aspect ratio, then crops.
     """
 
     resolution: Resolution
@@ -122,12 +135,20 @@ class EvalTransform:
     def __post_init__(self):
         height_and_width(self.resolution)
         if not 0 < self.crop_fraction <= 1:
-            raise ValueError(f"crop_fraction must lie in (0, 1], not {self.crop_fraction}.")
+            raise ValueError(
+                f"Invalid crop_fraction: expected a number in (0, 1], got {self.crop_fraction}."
+            )
         if self.crop_mode not in ("center", "squash"):
-            raise ValueError(f'crop_mode must be "center" or "squash", not {self.crop_mode!r}.')
+            raise ValueError(
+                f'Invalid crop_mode: expected "center" or "squash", got {self.crop_mode!r}.'
+            )
 
     def __call__(self, encoded: bytes) -> np.ndarray:
-        """Decodes, scales and crops one image. Raises DamagedImageError (see `decode_rgb`)."""
+        """Decodes, resizes and crops one image.
+
+        Raises:
+            DamagedImageError: the bytes cannot be decoded (see `decode_rgb`).
+        """
         height, width = height_and_width(self.resolution)
         target = (
             math.floor(height / self.crop_fraction),
@@ -138,7 +159,7 @@ class EvalTransform:
             image = _resize(image, *target, Image.Resampling.BICUBIC)
         else:
             image = _resize(image, *_scaled_for_center_crop(image, target))
-        # Python's rounding (half to even), as torchvision's CenterCrop.
+        # Python rounds half to even, as torchvision's CenterCrop does.
         top = round((image.height - height) / 2)
         left = round((image.width - width) / 2)
         return np.asarray(image.crop((left, top, left + width, top + height)))
@@ -147,5 +168,19 @@ class EvalTransform:
 def decode_eval(
     encoded: bytes, *, resolution: Resolution, crop_fraction: float, crop_mode: CropMode
 ) -> np.ndarray:
-    """Encoded bytes → uint8 `[H, W, 3]`: `EvalTransform` for a single image."""
+    """Decodes, resizes and crops one image for evaluation.
+
+    Args:
+        encoded: content of an image file.
+        resolution: side of the square crop, or (height, width), in pixels.
+        crop_fraction: size of the crop divided by the size of the resized image, in (0, 1].
+        crop_mode: "center" or "squash" (see `EvalTransform`).
+
+    Returns:
+        The pixels, uint8 `[H, W, 3]`.
+
+    Raises:
+        DamagedImageError: the bytes cannot be decoded.
+        ValueError: an argument is invalid.
+    """
     return EvalTransform(resolution, crop_fraction, crop_mode)(encoded)

@@ -1,8 +1,8 @@
-"""Batches in order: the loader.
+"""The loader: training and evaluation batches in a fixed order.
 
-A batch is a function of its step number and the seed (`order.py`), so the loader has no state but
-that number: it is resumed by making it anew with another `start_step`, at no cost, whatever the
-number of workers and hosts then is.
+A batch depends only on the seed and the step number (`order.py`). The step number is therefore the
+loader's only state. To resume, create a new loader with another `start_step`. This costs nothing,
+and the number of workers and hosts may change.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ HostBatch = TypeVar("HostBatch")
 DeviceBatch = TypeVar("DeviceBatch")
 RandomTransform = Callable[[bytes, np.random.Generator], np.ndarray]
 
-# After so many damaged replacements in a row the data set is broken, whatever share is allowed.
+# After this many damaged images in a row the loader stops, whatever share is allowed.
 _MAX_REPLACEMENTS = 100
 
 
@@ -37,8 +37,8 @@ class Damaged(NamedTuple):
     """One image that could not be decoded.
 
     Attributes:
-      key: the file or record.
-      reason: what Pillow found.
+        key: name of the file or record.
+        reason: why it could not be decoded.
     """
 
     key: str
@@ -51,15 +51,16 @@ class TooMuchDamageError(ValueError):
 
 @dataclass
 class DamageReport:
-    """What one host's loader met so far.
+    """Counts the damaged images that the loader of one host has drawn.
 
     Attributes:
-      max_share: damaged images allowed, as a share of the images drawn.
-      epoch_size: images this host draws in an epoch. The share is never taken of fewer, so that
-        one damaged image at the start of a run is not one of a hundred.
-      drawn: images drawn, damaged ones included.
-      count: times a damaged image was drawn; an image that comes up every epoch counts each time.
-      reasons: the reason by key, an entry a damaged file or record.
+        max_share: allowed number of damaged images, divided by the number of images drawn.
+        epoch_size: images that this host draws per epoch. The share is computed over at least this
+            many images. Otherwise one damaged image at the start of a run would exceed it.
+        drawn: images drawn, including damaged ones.
+        count: how often a damaged image was drawn. An image that is drawn in every epoch counts
+            every time.
+        reasons: maps the name of each damaged file or record to the reason.
     """
 
     max_share: float
@@ -69,37 +70,38 @@ class DamageReport:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def start(self, drawn: int, count: int) -> None:
-        """Goes on from what was drawn and counted before a run was interrupted."""
+        """Restores the counts of a run that was interrupted."""
         self.drawn, self.count = drawn, count
 
     def add(self, images: int, damaged: Sequence[Damaged]) -> None:
-        """Enters one batch of `images` rows in which `damaged` had to be replaced.
+        """Counts one batch of `images` rows, in which the images `damaged` were replaced.
 
-        Logs a warning for every file or record met for the first time.
+        Logs a warning the first time that each file or record is damaged.
 
         Raises:
-          TooMuchDamageError: past `max_share`.
+            TooMuchDamageError: the share of damaged images exceeds `max_share`.
         """
         self.drawn += images + len(damaged)
         self.count += len(damaged)
         for key, reason in damaged:
             if key not in self.reasons:
-                logging.warning("Damaged image, replaced by another: %s (%s)", key, reason)
+                logging.warning("Damaged image, replaced by another one: %s (%s)", key, reason)
                 self.reasons[key] = reason
         if self.count > self.max_share * max(self.drawn, self.epoch_size):
             key, reason = damaged[-1]
             raise TooMuchDamageError(
-                f"{self.count} of the {self.drawn} images drawn so far could not be decoded, which "
-                f"is more than the allowed share of {self.max_share:g}; the last was {key} "
-                f"({reason}): repair or remove such files, or raise config.data.max_damaged_share."
+                f"Too many damaged images: {self.count} of the {self.drawn} images drawn so far "
+                f"could not be decoded. The allowed share is {self.max_share:g}. The last one was "
+                f"{key} ({reason}). Repair or remove these files, or raise "
+                "config.data.max_damaged_share."
             )
 
 
 class TrainLoader(Iterator[Batch]):
-    """Training batches of one host; what `train_batches` returns.
+    """Iterator over the training batches of one host. `train_batches` creates it.
 
     Attributes:
-      damage: how many images could not be decoded so far, and which (`DamageReport`).
+        damage: how many images could not be decoded so far, and which ones.
     """
 
     def __init__(self, steps: StepIterator, damage: DamageReport):
@@ -117,7 +119,7 @@ class TrainLoader(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Stops the worker processes; the loader is then at its end."""
+        """Stops the worker processes and ends the iteration."""
         self._steps.close()
 
     def __enter__(self) -> "TrainLoader":
@@ -140,36 +142,40 @@ def train_batches(
     host_count: int = 1,
     max_damaged_share: float = 0.001,
 ) -> TrainLoader:
-    """This host's share of the global training batches of steps start_step … num_steps − 1.
+    """Returns this host's part of the training batches for steps start_step … num_steps − 1.
 
-    An epoch is ⌊N / batch_size⌋ steps over a fresh permutation of the examples. The images of a
-    step depend on the seed and the step alone, not on hosts, workers or where a run was resumed.
-    An image that cannot be decoded is replaced by one drawn from the whole data set.
+    An epoch has ⌊N / batch_size⌋ steps and uses a new permutation of the N examples. The images of
+    a step depend only on the seed and the step. They do not depend on the number of hosts or
+    workers, or on where a run was resumed. An image that cannot be decoded is replaced by another
+    image, drawn at random from the whole data set.
 
     Args:
-      source: the data set.
-      transform: `(encoded, rng)` → uint8 `[H, W, 3]`, of one size; raises DamagedImageError for
-        bytes it cannot decode.
-      batch_size: images in a global batch; each host reads a contiguous 1/host_count of it.
-      seed: in [0, 2³²); decides the order and every distortion.
-      num_steps: one past the last step, counted from 0 over all epochs.
-      start_step: the first step; where to resume.
-      num_workers: worker processes; 0 prepares batches in a thread of this process.
-      host_index, host_count: which host this is, of how many.
-      max_damaged_share: share of the images drawn that may be damaged before the loader stops.
+        source: the data set.
+        transform: maps `(encoded, rng)` to uint8 `[H, W, 3]`, always of the same size. Raises
+            DamagedImageError for bytes that it cannot decode.
+        batch_size: images in a global batch. Each host reads a contiguous part of
+            `batch_size / host_count` images.
+        seed: integer in [0, 2³²). Determines the order and all random distortions.
+        num_steps: the last step plus one. Steps are counted from 0 over all epochs.
+        start_step: the first step. To resume, pass the step at which to continue.
+        num_workers: worker processes. With 0, a thread of this process prepares the batches.
+        host_index: number of this host, from 0.
+        host_count: number of hosts.
+        max_damaged_share: the loader stops if a larger share of the images drawn is damaged.
 
     Returns:
-      An iterator of `{"image": uint8 [batch_size / host_count, H, W, 3], "label": int32 [...]}`,
-      with `damage` and `close`. Its `next` raises TooMuchDamageError past the share, ValueError
-      for a label outside the classes, RuntimeError where a worker process died.
+        An iterator of `{"image": uint8 [batch_size / host_count, H, W, 3], "label": int32
+        [batch_size / host_count]}`, with the attribute `damage` and the method `close`. `next`
+        raises TooMuchDamageError if too many images are damaged, ValueError for a label outside the
+        classes, and RuntimeError if a worker process died.
 
     Raises:
-      ValueError: an argument makes no sense; the message says which.
+        ValueError: an argument is invalid. The message says which one.
     """
     check_seed(seed)
     local_size = _local_batch_size(batch_size, host_index, host_count)
     if not 0 <= max_damaged_share <= 1:
-        raise ValueError(f"max_damaged_share must lie in [0, 1], not {max_damaged_share}.")
+        raise ValueError(f"Invalid max_damaged_share: expected 0 to 1, got {max_damaged_share}.")
     damage = DamageReport(max_damaged_share, steps_per_epoch(len(source), batch_size) * local_size)
     make = _TrainBatch(
         source,
@@ -192,22 +198,27 @@ def eval_batches(
     host_index: int = 0,
     host_count: int = 1,
 ) -> StepIterator:
-    """This host's share of all images once, in the source's order, in batches of one shape.
+    """Returns this host's part of all images, in the order of the source.
+
+    All batches have the same shape, on every host.
 
     Args:
-      source: the data set.
-      transform: encoded bytes → uint8 `[H, W, 3]`.
-      batch_size, num_workers, host_index, host_count: as in `train_batches`.
+        source: the data set.
+        transform: maps encoded bytes to uint8 `[H, W, 3]`.
+        batch_size: as in `train_batches`.
+        num_workers: as in `train_batches`.
+        host_index: as in `train_batches`.
+        host_count: as in `train_batches`.
 
     Returns:
-      An iterator of `{"image": uint8 [batch_size / host_count, H, W, 3], "label": int32,
-      "mask": bool, "index": int32}`, with `close`. Where the images run out, rows are padding:
-      mask False, index −1, label 0, image black. Every host yields the same number of batches.
-      Its `next` raises DamagedImageError, naming the file, at an image that cannot be decoded:
-      evaluation skips nothing.
+        An iterator of `{"image": uint8 [batch_size / host_count, H, W, 3], "label": int32, "mask":
+        bool, "index": int32}`, with the method `close`. After the last image, rows are padding:
+        mask False, index −1, label 0, black image. Every host yields the same number of batches.
+        `next` raises DamagedImageError with the name of the file if an image cannot be decoded.
+        Evaluation does not skip images.
 
     Raises:
-      ValueError: an argument makes no sense; the message says which.
+        ValueError: an argument is invalid. The message says which one.
     """
     _local_batch_size(batch_size, host_index, host_count)
     make = _EvalBatch(
@@ -224,21 +235,22 @@ def eval_batches(
 def prefetch_to_device(
     batches: Iterable[HostBatch], put: Callable[[HostBatch], DeviceBatch], *, ahead: int = 2
 ) -> Iterator[DeviceBatch]:
-    """Yields `put(batch)` in order, `ahead` batches before they are asked for.
+    """Yields `put(batch)` in order, and starts each transfer `ahead` batches early.
 
-    JAX's transfers return at once, and so do compiled steps: while the device computes a step, the
-    next batches are on their way to it.
+    Transfers and compiled steps are asynchronous in JAX. The next batches are transferred while the
+    device computes a step.
 
     Args:
-      batches: host batches, such as `train_batches` gives.
-      put: starts the transfer, such as `lambda batch: jax.device_put(batch, sharding)`.
-      ahead: batches kept on the device beside the one in use; each takes its memory.
+        batches: host batches, for example from `train_batches`.
+        put: starts the transfer, for example `lambda batch: jax.device_put(batch, sharding)`.
+        ahead: batches on the device in addition to the one in use. Each needs device memory.
 
     Raises:
-      ValueError: `ahead` is less than 1. Errors of `batches` come up to `ahead` batches early.
+        ValueError: `ahead` is less than 1.
+        Exception: errors of `batches` are raised up to `ahead` batches early.
     """
     if ahead < 1:
-        raise ValueError(f"ahead must be at least 1, not {ahead}.")
+        raise ValueError(f"Invalid ahead: expected at least 1, got {ahead}.")
     waiting: deque[DeviceBatch] = deque()
     for batch in batches:
         waiting.append(put(batch))
@@ -250,11 +262,11 @@ def prefetch_to_device(
 
 def _local_batch_size(batch_size: int, host_index: int, host_count: int) -> int:
     if not 0 <= host_index < host_count:
-        raise ValueError(f"host_index must lie in [0, {host_count}), not {host_index}.")
+        raise ValueError(f"Invalid host_index: expected 0 to {host_count - 1}, got {host_index}.")
     if batch_size <= 0 or batch_size % host_count:
         raise ValueError(
-            f"The global batch of {batch_size} images must be a positive multiple of the "
-            f"{host_count} hosts that share it."
+            f"Invalid batch_size: expected a positive multiple of the {host_count} hosts, got "
+            f"{batch_size}."
         )
     return batch_size // host_count
 
@@ -263,15 +275,15 @@ def _read(source: Source, index: int) -> Example:
     example = source[index]
     if not 0 <= example.label < source.num_classes:
         raise ValueError(
-            f"{example.key} has the label {example.label}, outside 0 … {source.num_classes - 1}: "
-            "correct it, or choose a split that has labels."
+            f"Invalid label of {example.key}: expected 0 to {source.num_classes - 1}, got "
+            f"{example.label}. Correct the label, or choose a split that has labels."
         )
     return example
 
 
 @dataclass(frozen=True, kw_only=True)
 class _HostBatch:
-    """What training and evaluation batches of a host have in common."""
+    """Common base of the training and evaluation batches of one host."""
 
     batch_size: int
     host_index: int
@@ -279,7 +291,7 @@ class _HostBatch:
     shared: bool
 
     def rows(self, number: int) -> range:
-        """This host's positions in the global batches laid end to end, for batch `number`."""
+        """Positions, counted over all global batches, that this host reads for batch `number`."""
         local_size = self.batch_size // self.host_count
         first = number * self.batch_size + self.host_index * local_size
         return range(first, first + local_size)
@@ -287,7 +299,7 @@ class _HostBatch:
 
 @dataclass(frozen=True)
 class _TrainBatch(_HostBatch):
-    """A host's slice of the global training batch, and its damaged images, by step number."""
+    """Maps a step to this host's part of the training batch and its damaged images."""
 
     source: Source
     transform: RandomTransform
@@ -310,10 +322,11 @@ class _TrainBatch(_HostBatch):
             if images is not None:
                 discard(images)
             raise
+        assert images is not None, "a host's batch has at least one image"
         return {"image": images, "label": labels}, damaged
 
     def _draw(self, epoch: int, position: int, damaged: list[Damaged]) -> tuple[np.ndarray, int]:
-        """The distorted image and label for a position; enters damaged ones on the way."""
+        """Returns the distorted image and the label. Appends damaged images to `damaged`."""
         place = {"seed": self.seed, "epoch": epoch, "position": position}
         index = example_index(len(self.source), **place)
         for attempt in range(1, _MAX_REPLACEMENTS + 1):
@@ -324,14 +337,14 @@ class _TrainBatch(_HostBatch):
                 damaged.append(Damaged(example.key, str(error)))
             index = replacement_index(len(self.source), attempt=attempt, **place)
         raise DamagedImageError(
-            f"{_MAX_REPLACEMENTS} images in a row could not be decoded; the last was "
-            f"{damaged[-1].key} ({damaged[-1].reason}): is this a data set of images?"
+            f"{_MAX_REPLACEMENTS} images in a row could not be decoded. The last one was "
+            f"{damaged[-1].key} ({damaged[-1].reason}). Check that the data set contains images."
         )
 
 
 @dataclass(frozen=True)
 class _EvalBatch(_HostBatch):
-    """A host's slice of a global evaluation batch, by its number; padded past the end."""
+    """Maps a batch number to this host's part of the evaluation batch, padded after the end."""
 
     source: Source
     transform: EvalTransform
@@ -366,6 +379,6 @@ class _EvalBatch(_HostBatch):
             return self.transform(example.encoded)
         except DamagedImageError as error:
             raise DamagedImageError(
-                f"Evaluation stops at {example.key}, which cannot be decoded ({error}): repair or "
-                "remove it."
+                f"Evaluation stopped: {example.key} cannot be decoded ({error}). Repair or remove "
+                "the file."
             ) from error

@@ -1,23 +1,24 @@
-"""Files of a run, on this machine or in a bucket (`gs://…`), through `etils.epath`."""
+"""Paths on this machine or in a bucket (`gs://…`), through `etils.epath`."""
 
 from etils import epath
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is a URL, such as `gs://bucket/run`."""
+    """Returns whether a path is a URL, such as `gs://bucket/run`."""
     return "://" in str(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The same place for any working directory; `epath` itself would take `gs:` for a folder."""
+    """Returns the absolute path. URLs are returned unchanged."""
     path = epath.Path(path)
     return path if is_remote(path) else path.resolve()
 
 
 def write_whole(path: epath.PathLike, text: str) -> None:
-    """Writes a text file whole or not at all.
+    """Writes a text file atomically: completely or not at all.
 
-    An object in a bucket is there once it is whole, and cannot be renamed: there is no need to.
+    Local files are written to a temporary file, which is then renamed. Buckets write objects
+    atomically by themselves.
     """
     path = epath.Path(path)
     if is_remote(path):

@@ -1,4 +1,4 @@
-"""How each network wants its images: size, crop, mean and standard deviation."""
+"""Preprocessing of each model: image size, crop, mean and standard deviation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,17 +17,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded RGB image to a network's input.
+    """How a decoded RGB image becomes the input of a network.
 
-    The image is resized bicubically and cropped (`fastervit_jax.data.decode_eval`), divided by 255,
-    and normalised by mean and standard deviation, channel by channel.
+    The image is resized and cropped (`fastervit_jax.data.decode_eval`) and divided by 255. Then
+    each channel is normalized by its mean and standard deviation.
 
     Attributes:
         resolution: (height, width) of the crop, in pixels.
-        crop_mode: "center" keeps the aspect and crops the middle, "squash" ignores it.
-        crop_fraction: the crop's share of the resized image.
-        mean: of each channel, for values from 0 to 1.
-        std: standard deviation of each channel.
+        crop_mode: "center" keeps the aspect ratio and crops the center. "squash" resizes without
+            keeping the aspect ratio.
+        crop_fraction: size of the crop divided by the size of the resized image.
+        mean: mean of each channel, for values from 0 to 1.
+        std: standard deviation of each channel, for values from 0 to 1.
     """
 
     resolution: tuple[int, int]
@@ -37,8 +38,8 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
 
 
-# The official `default_cfgs`, by what model names begin with (an any_res model's like its
-# sibling's).
+# From the official `default_cfgs`, by the first part of the model name. An any_res model has the
+# same crop as the model of fixed resolution.
 _CROPS: dict[str, tuple[CropMode, float]] = {
     "faster_vit_0": ("center", 0.875),
     "faster_vit_4_21k_224": ("squash", 0.95),
@@ -49,19 +50,19 @@ _CROPS: dict[str, tuple[CropMode, float]] = {
 _USUAL_CROP: tuple[CropMode, float] = ("center", 1.0)
 
 ROBUSTNESS_CROP: tuple[CropMode, float] = ("center", 0.875)
-"""Crop mode and fraction for ImageNet-A, -R and -V2, whatever the model (README of the official
+"""Crop mode and fraction of every model for ImageNet-A, -R and -V2 (README of the official
 repository)."""
 
 
 def default_preprocessing(name: str, resolution: tuple[int, int] | None = None) -> Preprocessing:
-    """The published preprocessing of a model.
+    """Returns the published preprocessing of a model.
 
     Args:
         name: an official model name.
-        resolution: (height, width) where it is not the model's own.
+        resolution: (height, width) in pixels; None means the model's own resolution.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the model name is unknown.
     """
     own_resolution = variant_config(name).resolution
     matching = (crop for prefix, crop in _CROPS.items() if name.startswith(prefix))
@@ -78,26 +79,27 @@ def normalize(
     """Subtracts the mean and divides by the standard deviation of every channel.
 
     Args:
-      images: uint8 ``[..., C]``.
-      mean: mean of each channel for images from 0 to 1.
-      std: standard deviation of each channel for images from 0 to 1.
-      dtype: dtype of the result; the arithmetic is float32.
+        images: uint8 `[..., C]`.
+        mean: mean of each channel, for values from 0 to 1.
+        std: standard deviation of each channel, for values from 0 to 1.
+        dtype: dtype of the result. The computation uses float32.
 
     Returns:
-      ``(images / 255 - mean) / std``, of the shape of `images`.
+        `(images / 255 - mean) / std`, with the shape of `images`.
 
     Raises:
-      ValueError: if the images are not uint8 or their channels do not fit mean and std.
+        ValueError: the images are not uint8, or `mean` and `std` do not have one positive value
+            per channel.
     """
     if images.dtype != jnp.uint8:
-        raise ValueError(f"Images to normalise must be uint8, 0 to 255; got {images.dtype}.")
+        raise ValueError(f"Invalid images: expected dtype uint8, got {images.dtype}.")
     if not images.shape[-1] == len(mean) == len(std):
         raise ValueError(
-            f"Images of shape {images.shape} have {images.shape[-1]} channels; mean has "
-            f"{len(mean)} and std {len(std)} values."
+            f"Invalid mean or std: expected {images.shape[-1]} values, one per channel of images "
+            f"of shape {images.shape}, got {len(mean)} and {len(std)}."
         )
     if not all(s > 0 for s in std):
-        raise ValueError(f"Standard deviations must be above 0; got {tuple(std)}.")
+        raise ValueError(f"Invalid std: expected positive values, got {tuple(std)}.")
     scaled_mean = jnp.array([255 * m for m in mean], jnp.float32)
     scaled_std = jnp.array([255 * s for s in std], jnp.float32)
     return ((images.astype(jnp.float32) - scaled_mean) / scaled_std).astype(dtype)

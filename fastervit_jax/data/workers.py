@@ -1,7 +1,7 @@
-"""Runs a function over step numbers, in worker processes where asked, keeping the order.
+"""Run a function over step numbers in order, optionally in worker processes.
 
-Grain does the work: its workers are spawned, each takes every n-th step, and arrays come back in
-shared memory. What is added here makes it fail loudly and clean up.
+Grain starts the workers. Each worker computes every n-th step and returns its arrays in shared
+memory. This file adds clear errors and the cleanup of processes and memory.
 """
 
 import contextlib
@@ -21,7 +21,10 @@ import numpy as np
 
 
 def new_array(shape: tuple[int, ...], dtype: np.typing.DTypeLike, *, shared: bool) -> np.ndarray:
-    """An array to fill; `shared` puts it where Grain hands it to the parent without a copy."""
+    """Returns an empty array.
+
+    With `shared`, it lies in shared memory, and Grain passes it to the parent without a copy.
+    """
     if not shared:
         return np.empty(shape, dtype)
     from grain.multiprocessing import SharedMemoryArray
@@ -30,33 +33,36 @@ def new_array(shape: tuple[int, ...], dtype: np.typing.DTypeLike, *, shared: boo
 
 
 def discard(array: np.ndarray) -> None:
-    """Frees the shared memory of an array that will not be handed over after all."""
+    """Frees the shared memory of an array that will not be passed to the parent."""
     release = getattr(array, "unlink_on_del", None)
     if release is not None:
         release()
 
 
 class StepIterator(Iterator[Any]):
-    """Yields `make(start) … make(stop − 1)`, prepared ahead of time.
+    """Yields `make(start) … make(stop − 1)` and computes the next values in the background.
 
-    Use it as a context manager, or call `close`, to stop the workers before the end.
+    To stop the workers early, use it as a context manager or call `close`.
     """
 
     def __init__(self, make: Callable[[int], Any], start: int, stop: int, num_workers: int):
-        """Prepares the iteration; workers start with the first `next`.
+        """Prepares the iteration. The first `next` starts the workers.
 
         Args:
-          make: a function of the step number; must pickle where there are workers.
-          start, stop: the range of steps, stop excluded.
-          num_workers: worker processes; 0 uses a thread of this process.
+            make: a function of the step number. It must be picklable if there are workers.
+            start: the first step.
+            stop: the last step plus one.
+            num_workers: worker processes; 0 uses a thread of this process.
 
         Raises:
-          ValueError: the range or the number of workers makes no sense.
+            ValueError: the range or the number of workers is invalid.
         """
         if num_workers < 0:
-            raise ValueError(f"num_workers must be 0 or more, not {num_workers}.")
+            raise ValueError(f"Invalid num_workers: expected 0 or more, got {num_workers}.")
         if not 0 <= start <= stop:
-            raise ValueError(f"The steps must run from 0 or later, not from {start} to {stop}.")
+            raise ValueError(
+                f"Invalid steps: expected 0 <= start <= stop, got start={start} and stop={stop}."
+            )
         self._remaining = stop - start
         self._workers = min(num_workers, self._remaining)
         self._iterator = None
@@ -64,8 +70,8 @@ class StepIterator(Iterator[Any]):
             self._iterator = _grain_iterator(make, start, stop, self._workers)
 
     def __next__(self) -> Any:
-        # Counted here: Grain's own StopIteration would bring a traceback that keeps the last
-        # arrays, and their shared memory, alive.
+        # The steps are counted here, because the traceback of Grain's own StopIteration would keep
+        # the last arrays and their shared memory alive.
         if not self._remaining:
             self.close()
         if self._iterator is None:
@@ -80,20 +86,22 @@ class StepIterator(Iterator[Any]):
             if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
                 raise RuntimeError(
                     f"A worker process of the loader died: {error} Exit code -9 usually means "
-                    "that the machine ran out of memory (use fewer workers), -7 that /dev/shm is "
-                    "too small for the batches (docker run --shm-size)."
+                    "that the machine ran out of memory: use fewer workers. Exit code -7 usually "
+                    "means that /dev/shm is too small for the batches: enlarge it (docker run "
+                    "--shm-size)."
                 ) from error
             raise
 
     def close(self) -> None:
-        """Stops the workers; the iterator is then at its end."""
+        """Stops the workers and ends the iteration."""
         iterator, self._iterator = self._iterator, None
         if iterator is None:
             return
-        # The last frames of Grain's threads hold the last arrays in reference cycles, and memory
-        # left to the end of the process would be reported as leaked. An array's memory is closed by
-        # a thread of Grain's. Were its SharedMemory garbage at the same time, Python's collector
-        # would close that, too, and where the two meet, one fails and the memory stays.
+        # The frames of Grain's threads keep the last arrays in reference cycles. Python reports
+        # such memory as leaked when the process ends, so it is collected here. A thread of Grain
+        # closes the memory of an array. If Python's garbage collector closed the same SharedMemory
+        # at the same time, one of the two would fail and the memory would leak. The references in
+        # `kept` prevent that.
         kept = _shared_memory()
         iterator.close()
         del iterator
@@ -108,16 +116,16 @@ class StepIterator(Iterator[Any]):
 
 
 def _shared_memory() -> list[SharedMemory]:
-    """All shared memory that this process has open."""
+    """Returns all shared memory that this process has open."""
     return [thing for thing in gc.get_objects() if type(thing) is SharedMemory]
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Makes a worker's error let go of the arrays in Grain's frames, for the reason in `close`."""
+    """Drops the arrays that a worker's error keeps alive in Grain's frames (see `close`)."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        # Frames that show where a worker was are Grain's making, called by those with the arrays.
+        # The frames of the traceback are created by Grain. Their callers hold the arrays.
         for caller, _ in traceback.walk_stack(frame):
-            with contextlib.suppress(RuntimeError):  # it is running
+            with contextlib.suppress(RuntimeError):  # the frame is still running
                 caller.clear()
 
 
@@ -129,10 +137,10 @@ def _grain_iterator(make: Callable[[int], Any], start: int, stop: int, num_worke
     if not num_workers:
         one_ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         return iter(steps.to_iter_dataset(one_ahead))
-    # Grain reads absl flags of its own, which a library or a test has no reason to have parsed.
+    # Grain reads its own absl flags. They are not parsed if this runs as a library or in a test.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    # No threads inside a worker: one batch waits in its queue while it makes the next.
+    # A worker needs no threads: one batch waits in its queue while it computes the next one.
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(
         steps.to_iter_dataset(no_threads).mp_prefetch(
@@ -144,10 +152,10 @@ def _grain_iterator(make: Callable[[int], Any], start: int, stop: int, num_worke
 
 @dataclass(frozen=True)
 class _PortableErrors:
-    """Calls a function and lets only such errors out as survive the way to another process.
+    """Calls a function and replaces errors that cannot be pickled.
 
-    Grain sends errors through a queue; one that does not pickle would be lost there, and the parent
-    would wait for ever.
+    Grain sends errors to the parent through a queue. An error that cannot be pickled would be lost,
+    and the parent would wait forever.
     """
 
     make: Callable[[int], Any]
@@ -164,17 +172,17 @@ class _PortableErrors:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Runs at the start of every worker process."""
+    """Initializes a worker process."""
     del index, count
-    # Ctrl-C reaches the whole process group, and SIGTERM may: the parent decides what becomes of
-    # it, and needs batches until then.
+    # Ctrl-C, and sometimes SIGTERM, reaches the whole process group. The parent decides how to
+    # react, and still needs batches until it stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """Ends this process when its parent is gone, even if that was killed."""
+    """Ends this process when its parent has ended, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

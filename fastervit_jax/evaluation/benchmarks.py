@@ -1,4 +1,4 @@
-"""The benchmarks that FasterViT is measured on, and the published accuracy."""
+"""The benchmarks of FasterViT and the published accuracy."""
 
 import dataclasses
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """An evaluation that has a name.
+    """A named evaluation.
 
     Attributes:
-        title: what people call it.
-        tfds: the prepared set that it is read from where nothing else is given.
-        over: the classes that answers are taken over; None means the network's.
-        crop: crop mode and fraction; None means the model's own.
-        several_answers: whether an image can have several right answers, or none.
-        numbered: whether folders may be named by the class's number instead of its identifier.
+        title: name for the user.
+        tfds: default TFDS data set.
+        over: the classes that can be predicted; None means all classes of the network.
+        crop: crop mode and fraction; None means those of the model.
+        several_answers: whether an image can have several correct classes, or none.
+        numbered: whether folders may be named by class number instead of class identifier.
     """
 
     title: str
@@ -36,7 +36,7 @@ BENCHMARKS = {
     "imagenet-r": Benchmark(
         "ImageNet-R", "tfds:imagenet_r@test", over=IMAGENET_R, crop=ROBUSTNESS_CROP
     ),
-    # Its archive has folders 0 … 999: places among the sorted identifiers (TFDS's builder).
+    # Its archive has the folders 0 … 999, the indices of the sorted identifiers (as in TFDS).
     "imagenet-v2": Benchmark(
         "ImageNet-V2",
         "tfds:imagenet_v2/matched-frequency@test",
@@ -50,13 +50,13 @@ BENCHMARKS = {
         "ImageNet-Sketch", "tfds:imagenet_sketch@test", crop=ROBUSTNESS_CROP
     ),
 }
-"""By the name that `--dataset` takes. The first four are the paper's; ReaL is Beyer et al., "Are we
-done with ImageNet?" (2020), Sketch is Wang et al., "Learning Robust Global Representations by
-Penalizing Local Predictive Power" (2019)."""
+"""Benchmarks by the name that `--dataset` accepts. The first four are in the paper. ReaL is from
+Beyer et al., "Are we done with ImageNet?" (2020). Sketch is from Wang et al., "Learning Robust
+Global Representations by Penalizing Local Predictive Power" (2019)."""
 
 
 class Published(NamedTuple):
-    """Published accuracy, in per cent."""
+    """Published accuracy in percent."""
 
     top1: float
     top5: float
@@ -77,10 +77,10 @@ _ROWS: dict[str, tuple[tuple[float, float], ...]] = {
 }
 
 PUBLISHED_ON = ("imagenet", "imagenet-a", "imagenet-r", "imagenet-v2")
-"""The benchmarks of the published tables."""
+"""Benchmarks of the published tables."""
 
 PUBLISHED: dict[str, dict[str, Published]] = {
     model: {name: Published(*cell) for name, cell in zip(PUBLISHED_ON, row, strict=False)}
     for model, row in _ROWS.items()
 }
-"""Accuracy by model and benchmark, from the tables in the official repository's README."""
+"""Accuracy by model and benchmark, from the README of the official repository."""

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, for the report. Text in them is escaped here."""
+"""Small charts for the report, as inline SVG with escaped text."""
 
 from collections.abc import Sequence
 from html import escape
@@ -9,11 +9,11 @@ from fastervit_jax.evaluation.metrics import Calibration
 
 
 def skyline(shares: np.ndarray, names: Sequence[str], *, mean: float) -> str:
-    """A bar a class, sorted: how accuracy is spread over many classes.
+    """Draws one bar per class, sorted by accuracy.
 
     Args:
-        shares: accuracy of each class, 0 to 1, [C].
-        names: of the classes.
+        shares: accuracy of each class, 0 to 1, `[C]`.
+        names: names of the classes.
         mean: accuracy over all images, drawn as a line.
     """
     width, height, left, bottom = 960, 220, 40, 18
@@ -40,7 +40,7 @@ def skyline(shares: np.ndarray, names: Sequence[str], *, mean: float) -> str:
 
 
 def reliability(calibration: Calibration) -> str:
-    """Accuracy by confidence as bars, the mean confidence as marks, numbers of images below."""
+    """Draws accuracy by confidence (bars), mean confidence (marks), and image counts below."""
     side, left, low, bottom = 300, 40, 70, 34
     height = side + low + bottom
     bins = len(calibration.images)
@@ -75,7 +75,7 @@ def reliability(calibration: Calibration) -> str:
 
 
 def bar(share: float, *, kind: str = "share") -> str:
-    """A bar of a share of the full width, as HTML; styled by the report."""
+    """Returns a bar as HTML. `share` is its length, from 0 to 1. The report styles it."""
     return f'<span class="bar {kind}"><i style="width:{100 * share:.2f}%"></i></span>'
 
 
@@ -87,12 +87,12 @@ def _box(x: float, y: float, width: float, height: float, title: str) -> str:
 
 
 def _percent_lines(left: float, right: float, bottom: float) -> str:
-    """Horizontal lines at every quarter, with their per cent."""
+    """Draws horizontal lines at every quarter, with their percentages."""
     lines = []
     for percent in (0, 25, 50, 75, 100):
         y = bottom * (1 - percent / 100)
         lines.append(f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        # The topmost label would stand outside.
+        # Without the limit, the topmost label would be outside the chart.
         lines.append(
             f'<text x="{left - 6}" y="{max(y + 4, 11):.1f}" text-anchor="end">{percent}</text>'
         )

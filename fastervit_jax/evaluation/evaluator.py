@@ -1,7 +1,7 @@
-"""Evaluating a network on a data set: every image once, on any mesh and any number of hosts.
+"""Evaluate a network on a data set: every image once, on any mesh and any number of hosts.
 
-The device answers (best classes, their probabilities, the loss of every image); the numbers are
-made of the answers on the host, in float64. So they do not depend on how a batch was cut up.
+The device computes the best classes, their probabilities and the loss of every image. The host
+computes the metrics from them in float64. The metrics therefore do not depend on the batch size.
 """
 
 import contextlib
@@ -21,24 +21,24 @@ from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normal
 from fastervit_jax.models.pure_model import Arrays
 from fastervit_jax.parallel.mesh import batch_sharding, place_batch
 
-# Batches whose answers are awaited while the device works on: fetching the answers of the newest
-# would leave it idle until the next one is sent.
+# Number of batches whose results are fetched later. If the results of the newest batch were fetched
+# at once, the device would be idle until it gets the next batch.
 _IN_FLIGHT = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What the network answered, an entry an image, in the order of the data set.
+    """Predictions of a network, one entry per image, in the order of the data set.
 
     Attributes:
-        index: the image's number in the data set, [N].
-        label: its class, [N].
-        top: the best classes (five, or all where there are fewer), best first, [N, k].
-        probability: their probabilities, [N, k].
-        loss: cross-entropy against the label, [N].
-        hit: which of the best classes are right, [N, k].
-        counted: which images count towards accuracy, [N]; all, except in ImageNet-ReaL, where some
-            images have no right answer.
+        index: index of the image in the data set, `[N]`.
+        label: class of the image, `[N]`.
+        top: the k best classes, best first, `[N, k]`. k is 5, or the number of classes if smaller.
+        probability: probabilities of the best classes, `[N, k]`.
+        loss: cross-entropy of the label, `[N]`.
+        hit: whether each of the best classes is correct, `[N, k]`.
+        counted: whether the image counts for the accuracy, `[N]`. Only in ImageNet-ReaL, some
+            images do not count, because they have no correct class.
     """
 
     index: np.ndarray
@@ -55,11 +55,11 @@ class Evaluation:
     """Result of an evaluation.
 
     Attributes:
-        images: how many images were evaluated.
-        top1: share of counted images whose best class is right.
-        top5: share of counted images with a right class among the five best.
+        images: number of evaluated images.
+        top1: share of counted images whose best class is correct, 0 to 1.
+        top5: share of counted images with a correct class among the best five, 0 to 1.
         loss: mean cross-entropy over all images.
-        predictions: of all images, on every host.
+        predictions: predictions for all images, the same on every host.
     """
 
     images: int
@@ -70,14 +70,14 @@ class Evaluation:
 
     @classmethod
     def of(cls, predictions: Predictions) -> "Evaluation":
-        """The numbers that follow from predictions.
+        """Computes the metrics from predictions.
 
         Raises:
-            ValueError: there are none, or none that count.
+            ValueError: there are no images, or no image counts.
         """
         hits = predictions.hit[predictions.counted]
         if not len(hits):
-            raise ValueError("There are no images to evaluate: the data set is empty.")
+            raise ValueError("No images to evaluate: the data set is empty.")
         return cls(
             images=len(predictions.index),
             top1=float(hits[:, 0].mean()),
@@ -87,19 +87,19 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, float]:
-        """The numbers alone."""
+        """Returns the metrics without the predictions."""
         return {name: getattr(self, name) for name in ("images", "top1", "top5", "loss")}
 
     def sentence(self) -> str:
-        """The numbers for people."""
+        """Returns the metrics as text for the user."""
         return f"{self.images} held-out images, top-1 {self.top1:.2%}, loss {self.loss:.4f}"
 
 
 class InferenceModel(Protocol):
-    """A network as a function of its arrays, such as `models.pure_model.PureModel`."""
+    """A network as a function of its arrays, for example `models.pure_model.PureModel`."""
 
     def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
-        """Logits of normalised images."""
+        """Returns the logits of normalized images."""
         ...
 
 
@@ -115,21 +115,24 @@ def make_eval_step(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> EvalStep:
-    """Compiles what is done with a batch of `image` (uint8 [N, H, W, 3]) and `label` (int [N]).
+    """Returns the jitted evaluation step.
 
-    float32 is computed in full: accelerators would multiply in fewer bits unless told not to.
+    With float32, matrix products use the full precision. By default, accelerators would use fewer
+    bits.
 
     Args:
         model: the network.
-        mesh: where its batches lie.
-        dtype: type of the images it is given.
-        logits: the logits that answers are taken over, and that labels count in; None means all.
-        mean: of each channel, for images from 0 to 1.
-        std: standard deviation of each channel.
+        mesh: the mesh over which batches are sharded.
+        dtype: dtype of the normalized images.
+        logits: indices of the logits to use. Labels and predictions are indices into them. None
+            means all logits.
+        mean: mean of each channel, for values from 0 to 1.
+        std: standard deviation of each channel, for values from 0 to 1.
 
     Returns:
-        A function of parameters, statistics and a batch that gives for every image the best
-        classes (`top` [N, k]), their `probability` [N, k] and its `loss` [N].
+        A function of parameters, statistics and a batch with `image` (uint8 `[N, H, W, 3]`) and
+        `label` (int `[N]`). It returns the best classes `top` `[N, k]`, their `probability`
+        `[N, k]` and the `loss` `[N]`.
     """
     exact = jnp.dtype(dtype) == jnp.float32
     kept = None if logits is None else np.asarray(logits, np.int32)
@@ -158,17 +161,17 @@ def evaluate(
     *,
     images_done: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Runs the network over batches of `fastervit_jax.data.eval_batches`.
+    """Evaluates a network on the batches of `fastervit_jax.data.eval_batches`.
 
-    Every host of the mesh must call this, with its own share of the batches.
+    Every host of the mesh must call this function with its own part of the batches.
 
     Args:
-        eval_step: of `make_eval_step`.
+        eval_step: result of `make_eval_step`.
         params: parameters by dotted name.
-        statistics: batch-norm statistics by dotted name.
-        batches: this host's share of the batches, padded and masked to one shape.
-        mesh: the mesh the step was compiled for.
-        images_done: called with the number of this host's images whose answers came in.
+        statistics: batch norm statistics by dotted name.
+        batches: this host's part of the batches, padded to one shape.
+        mesh: mesh of `eval_step`.
+        images_done: called with the number of this host's images that were evaluated.
 
     Raises:
         ValueError: there are no images.
@@ -196,13 +199,13 @@ def evaluate(
     while in_flight:
         keep(*in_flight.popleft())
     if not kept:
-        raise ValueError("There are no images to evaluate: the data set is empty.")
+        raise ValueError("No images to evaluate: the data set is empty.")
     rows = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
     return Evaluation.of(_predictions(_of_all_hosts(rows)))
 
 
 def _of_all_hosts(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The rows of every host. All have equally many, since padding is still among them."""
+    """Gathers the rows of all hosts. Padding makes their number equal on every host."""
     if jax.process_count() == 1:
         return rows
     gathered = multihost_utils.process_allgather(rows, tiled=True)
@@ -210,7 +213,7 @@ def _of_all_hosts(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _predictions(rows: dict[str, np.ndarray]) -> Predictions:
-    """Predictions of the rows that are images, in the order of the data set."""
+    """Drops padding and sorts the rows by the order of the data set."""
     rows = {name: array[rows["mask"]] for name, array in rows.items()}
     order = np.argsort(rows["index"])
     rows = {name: array[order] for name, array in rows.items() if name != "mask"}
@@ -219,6 +222,6 @@ def _predictions(rows: dict[str, np.ndarray]) -> Predictions:
 
 
 def _local_rows(array: jax.Array) -> np.ndarray:
-    """This host's rows of an array that is split along its first axis, each once."""
+    """Returns this host's rows of an array that is sharded along its first axis."""
     rows = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])

@@ -1,4 +1,4 @@
-"""Names of images: the file or record that each one is."""
+"""Names of images: their files or records."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +8,6 @@ from fastervit_jax.data import Source
 
 
 def image_keys(source: Source, indices: np.ndarray) -> list[str]:
-    """The key of each image. A source tells it only with the image's bytes, so they are read."""
+    """Returns the key of each image. This reads the images, because a source has no other way."""
     with ThreadPoolExecutor(16) as threads:
         return list(threads.map(lambda index: source[int(index)].key, indices))

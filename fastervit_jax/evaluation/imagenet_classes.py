@@ -1,9 +1,9 @@
-"""Class identifiers (WordNet synsets) of ImageNet and its relatives.
+"""Class identifiers (WordNet synsets) of ImageNet-1K, ImageNet-A and ImageNet-R.
 
-ImageNet-1K's 1000 are read from TensorFlow Datasets, which has them in the order of the logits
-(`datasets/imagenet2012/labels.txt`, Apache-2.0). The 200 of ImageNet-A and of ImageNet-R are those
-of timm 0.9.16 (`timm/data/_info/imagenet_a_synsets.txt` and `imagenet_r_synsets.txt`, Apache-2.0),
-whose places among the 1000 the official script takes with `--valid-labels`.
+The 1000 classes of ImageNet-1K are read from TensorFlow Datasets in the order of the logits
+(`datasets/imagenet2012/labels.txt`, Apache-2.0). The 200 classes of ImageNet-A and of ImageNet-R
+are from timm 0.9.16 (`timm/data/_info/imagenet_a_synsets.txt` and `imagenet_r_synsets.txt`,
+Apache-2.0). The official script selects them with `--valid-labels`.
 """
 
 import functools
@@ -14,7 +14,7 @@ from fastervit_jax.data.imagenet_names import NAME_OF_SYNSET
 
 @functools.cache
 def imagenet_1k() -> tuple[str, ...]:
-    """Identifiers of the 1000 classes, in the order of the official weights' logits."""
+    """Returns the identifiers of the 1000 classes, in the order of the official logits."""
     package = importlib.resources.files("tensorflow_datasets")
     file = package.joinpath("datasets", "imagenet2012", "labels.txt")
     return tuple(file.read_text().split())
@@ -76,5 +76,5 @@ IMAGENET_R = tuple(_R.split())
 
 
 def spoken(identifier: str) -> str:
-    """The first name of an ImageNet class; any other class as it is."""
+    """Returns the first name of an ImageNet class. Other names are returned unchanged."""
     return NAME_OF_SYNSET.get(identifier, identifier).split(",")[0]

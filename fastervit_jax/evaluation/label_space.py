@@ -1,4 +1,4 @@
-"""From a data set's classes to a network's logits, by class identifier."""
+"""Match the classes of a data set with the logits of a network, by class identifier."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from fastervit_jax.data import Example, Source
 
 @dataclasses.dataclass(frozen=True)
 class LabelSpace:
-    """Which logits the answers are taken over, and what a data set's labels mean among them.
+    """The classes that can be predicted, and how the labels of a data set map to them.
 
     Attributes:
-        class_names: the classes that can be answered, in the order of `logits`.
-        logits: their places in the network's output, or None for all of it in its own order.
-        answer: for each label of the data set its place in `class_names`, -1 where it has none.
-        remark: what a person should know, or "".
+        class_names: the classes that can be predicted, in the order of `logits`.
+        logits: indices of these classes in the network's output; None means all outputs.
+        answer: for each label of the data set, its index in `class_names`, or -1.
+        remark: text for the user, or "".
     """
 
     class_names: tuple[str, ...]
@@ -34,24 +34,25 @@ def label_space(
     """Matches classes by name.
 
     Args:
-        data_classes: the data set's classes, in the order of its labels.
-        model_classes: the network's, in the order of its logits; None where nobody knows, and then
-            data set and network must have equally many, and are matched by place.
-        num_logits: outputs of the network.
-        over: the classes that answers are taken over, such as ImageNet-A's 200; by default all.
-        strict: refuse a class of the data set that cannot be answered. Otherwise only an image of
-            it is an error: TFDS declares all 1000 classes for sets that hold images of 200.
+        data_classes: classes of the data set, in the order of its labels.
+        model_classes: classes of the network, in the order of its logits. None means unknown. The
+            data set must then have as many classes, and classes are matched by index.
+        num_logits: number of outputs of the network.
+        over: the classes that can be predicted, such as the 200 of ImageNet-A; by default all.
+        strict: whether to reject a data set with classes that cannot be predicted. Otherwise only
+            an image of such a class is an error. TFDS declares 1000 classes for data sets with
+            images of 200 classes.
 
     Raises:
-        ValueError: a class is unknown, or comes twice, or there are more than the network has.
+        ValueError: a class is unknown or appears twice, or the number of classes is wrong.
     """
     _check_once(data_classes, "The data set")
     if model_classes is None:
         return _by_place(data_classes, num_logits)
     if len(model_classes) != num_logits:
         raise ValueError(
-            f"The weights name {len(model_classes)} classes, but the network has {num_logits} "
-            f"outputs: these are weights of another task."
+            f"Invalid weights: expected {num_logits} class names, one per output of the network, "
+            f"got {len(model_classes)}. The weights belong to another model."
         )
     _check_once(model_classes, "The network")
     place = {name: number for number, name in enumerate(model_classes)}
@@ -59,17 +60,17 @@ def label_space(
     absent = [name for name in answers if name not in place]
     if absent:
         raise ValueError(
-            f"The network has no class {_some(absent)} of the {len(answers)} that this set is "
-            f"answered in: it needs weights for ImageNet-1K's classes."
+            f"This data set is evaluated on {len(answers)} classes, but the network does not have "
+            f"the class {_some(absent)}. Use weights for the classes of ImageNet-1K."
         )
     position = {name: number for number, name in enumerate(answers)}
     unknown = [name for name in data_classes if name not in position]
     if unknown and (strict or len(unknown) == len(data_classes)):
-        wanted = f"such as {answers[0]}"
         raise ValueError(
-            f"The data set has {len(data_classes)} classes, and {len(unknown)} of them are none of "
-            f"the {len(answers)} that can be answered ({wanted}): {_some(unknown)}. Name the class "
-            f"folders as the network's classes, or use weights for these classes."
+            f"{len(unknown)} of the {len(data_classes)} classes of the data set are not among the "
+            f"{len(answers)} classes that can be predicted (such as {answers[0]}): "
+            f"{_some(unknown)}. Name the class folders like the classes of the network, or use "
+            "weights for these classes."
         )
     every = tuple(answers) == tuple(model_classes)
     return LabelSpace(
@@ -83,21 +84,22 @@ def label_space(
 def _by_place(data_classes: Sequence[str], num_logits: int) -> LabelSpace:
     if len(data_classes) != num_logits:
         raise ValueError(
-            f"The network has {num_logits} classes and the data set {len(data_classes)}, and the "
-            f"weights do not name theirs: use weights for these classes, or another data set."
+            f"Invalid data set: expected {num_logits} classes, the number of classes of the "
+            f"network, got {len(data_classes)}. The weights do not store class names. Use weights "
+            "for these classes, or another data set."
         )
     return LabelSpace(
         class_names=tuple(data_classes),
         logits=None,
         answer=tuple(range(num_logits)),
-        remark="The weights do not name their classes: matched with the data set's by their order.",
+        remark="The weights do not store class names. Classes are matched by their order.",
     )
 
 
 def _check_once(names: Sequence[str], whose: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
     if twice:
-        raise ValueError(f"{whose} has the class {_some(twice)} twice: correct its class names.")
+        raise ValueError(f"{whose} has the class {_some(twice)} twice. Correct its class names.")
 
 
 def _repeats(names: Sequence[str]) -> bool:
@@ -111,19 +113,19 @@ def _coverage(data_classes: Sequence[str], answers: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """Returns the first three names and the number of the others."""
     shown = ", ".join(map(repr, names[:3]))
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 @dataclasses.dataclass(frozen=True)
-class RelabelledSource:
-    """A data set whose labels count in a label space.
+class RelabeledSource:
+    """A data set with the labels of a label space.
 
     Attributes:
-        source: the data set as it is.
-        class_names: of the label space.
-        answer: for each label of `source` its new one, -1 where there is none.
+        source: the original data set.
+        class_names: class names of the label space.
+        answer: for each label of `source`, the new label, or -1.
     """
 
     source: Source
@@ -132,7 +134,7 @@ class RelabelledSource:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     def __len__(self) -> int:
@@ -142,21 +144,21 @@ class RelabelledSource:
         example = self.source[index]
         if not 0 <= example.label < len(self.answer):
             raise ValueError(
-                f"{example.key} has the label {example.label}, outside 0 … {len(self.answer) - 1}: "
-                f"correct it, or choose a split that has labels."
+                f"Invalid label of {example.key}: expected 0 to {len(self.answer) - 1}, got "
+                f"{example.label}. Correct the label, or choose a split that has labels."
             )
         label = self.answer[example.label]
         if label < 0:
             raise ValueError(
-                f"{example.key} is of class {self.source.class_names[example.label]!r}, which is "
-                f"none of the {len(self.class_names)} classes that can be answered: this is "
-                f"another set than its name says."
+                f"{example.key} has the class {self.source.class_names[example.label]!r}, which is "
+                f"not among the {len(self.class_names)} classes of this benchmark. Check that this "
+                "is the right data set."
             )
         return example._replace(label=label)
 
 
-def relabelled(source: Source, space: LabelSpace) -> Source:
-    """The data set with labels that count in the label space."""
+def relabeled(source: Source, space: LabelSpace) -> Source:
+    """Returns the data set with the labels of a label space."""
     if space.answer == tuple(range(len(space.class_names))):
         return source
-    return RelabelledSource(source, space.class_names, space.answer)
+    return RelabeledSource(source, space.class_names, space.answer)

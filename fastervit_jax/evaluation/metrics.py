@@ -1,4 +1,4 @@
-"""What predictions say beyond two numbers: by class, by confused pair, by confidence."""
+"""Metrics of predictions: accuracy by class, confused classes, calibration."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from fastervit_jax.evaluation.evaluator import Predictions
 
 @dataclasses.dataclass(frozen=True)
 class ClassAccuracy:
-    """Accuracy of every class, an entry a class.
+    """Accuracy of every class.
 
     Attributes:
-        images: counted images of the class, [C].
-        correct: how many of them were answered right, [C].
+        images: number of counted images per class, `[C]`.
+        correct: number of correct predictions per class, `[C]`.
     """
 
     images: np.ndarray
@@ -22,12 +22,12 @@ class ClassAccuracy:
 
     @property
     def share(self) -> np.ndarray:
-        """Share of each class's images that was answered right; NaN for a class without any."""
+        """Accuracy per class, 0 to 1; NaN for a class without images."""
         return np.where(self.images, self.correct / np.maximum(self.images, 1), np.nan)
 
 
 def class_accuracy(predictions: Predictions, num_classes: int) -> ClassAccuracy:
-    """Counts images and right answers by label."""
+    """Counts images and correct predictions per class."""
     label, right = predictions.label[predictions.counted], _right(predictions)
     return ClassAccuracy(
         images=np.bincount(label, minlength=num_classes),
@@ -36,12 +36,12 @@ def class_accuracy(predictions: Predictions, num_classes: int) -> ClassAccuracy:
 
 
 class ConfusedPair(NamedTuple):
-    """A class taken for another.
+    """A class that was predicted as another class.
 
     Attributes:
-        label: the class.
-        answer: what the network said.
-        images: how often.
+        label: the correct class.
+        answer: the predicted class.
+        images: number of images.
     """
 
     label: int
@@ -50,7 +50,7 @@ class ConfusedPair(NamedTuple):
 
 
 def confused_pairs(predictions: Predictions, *, limit: int | None = None) -> list[ConfusedPair]:
-    """Pairs of classes that were taken for one another, the most frequent first."""
+    """Returns the pairs of confused classes, the most frequent pair first."""
     wrong = ~_right(predictions)
     label = predictions.label[predictions.counted][wrong]
     answer = predictions.top[predictions.counted, 0][wrong]
@@ -61,14 +61,14 @@ def confused_pairs(predictions: Predictions, *, limit: int | None = None) -> lis
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Whether answers given with probability p are right in a share p of the cases.
+    """Calibration: how well the probability of a prediction matches its accuracy.
 
     Attributes:
-        error: expected calibration error, from 0 to 1: the difference of mean probability and
-            accuracy in each bin, weighted by its images.
-        images: images in each bin of probability, [bins].
-        confidence: their mean probability, [bins]; NaN in an empty bin.
-        accuracy: share of them answered right, [bins]; NaN in an empty bin.
+        error: expected calibration error, from 0 to 1. It is the mean of |mean probability −
+            accuracy| over the bins, weighted by their number of images.
+        images: number of images per bin of probability, `[bins]`.
+        confidence: mean probability per bin, `[bins]`; NaN in an empty bin.
+        accuracy: accuracy per bin, `[bins]`; NaN in an empty bin.
     """
 
     error: float
@@ -78,10 +78,10 @@ class Calibration:
 
 
 def calibration(predictions: Predictions, *, bins: int = 15) -> Calibration:
-    """Expected calibration error over equal bins of the best class's probability.
+    """Computes the calibration over equal bins of the probability of the best class.
 
-    Bins are closed above, as in Guo et al., "On Calibration of Modern Neural Networks" (2017),
-    section 2, whose 15 bins are the usual number.
+    Follows Guo et al., "On Calibration of Modern Neural Networks" (2017), section 2. A bin includes
+    its upper limit. The default of 15 bins is the usual number.
     """
     probability = predictions.probability[predictions.counted, 0].astype(np.float64)
     right = _right(predictions)
@@ -95,5 +95,5 @@ def calibration(predictions: Predictions, *, bins: int = 15) -> Calibration:
 
 
 def _right(predictions: Predictions) -> np.ndarray:
-    """Which counted images were answered right, [counted images]."""
+    """Returns whether each counted image was predicted correctly, `[counted images]`."""
     return predictions.hit[predictions.counted, 0]

@@ -1,4 +1,4 @@
-"""Pictures of what a network answered."""
+"""Picture of the predictions of a network."""
 
 import io
 
@@ -13,12 +13,15 @@ _COLUMNS, _ROWS = 8, 5
 
 
 def draw_predictions(source: Source, predictions: Predictions, path: epath.PathLike) -> None:
-    """Draws images with what was predicted for them: mistakes first, surest first, then the rest.
+    """Draws images with their predictions.
+
+    Wrong predictions come first, sorted by descending probability. Correct predictions follow,
+    sorted by ascending probability.
 
     Args:
-        source: the data set the predictions are of.
-        predictions: of `evaluate`.
-        path: the PNG to write.
+        source: the data set of the predictions.
+        predictions: predictions of `evaluate`.
+        path: path of the PNG file to write.
     """
     import matplotlib
 
@@ -26,7 +29,6 @@ def draw_predictions(source: Source, predictions: Predictions, path: epath.PathL
     import matplotlib.pyplot as plt
 
     wrong = predictions.top[:, 0] != predictions.label
-    # Mistakes by falling, right answers by rising confidence: the doubtful ones are worth a look.
     sure = predictions.probability[:, 0]
     order = np.lexsort((np.where(wrong, -sure, sure), ~wrong))[: _COLUMNS * _ROWS]
 
@@ -41,10 +43,11 @@ def draw_predictions(source: Source, predictions: Predictions, path: epath.PathL
         if wrong[row]:
             text += f"\nis {source.class_names[predictions.label[row]]}"
         color = "crimson" if wrong[row] else "seagreen"
-        # Class names are anybody's: a dollar sign is no formula.
+        # Class names can contain dollar signs, which are not formulas.
         axis.set_title(text, fontsize=9, color=color, parse_math=False)
     figure.suptitle(
-        f"{wrong.sum()} of {len(wrong)} images wrong; mistakes first (red), then the least sure"
+        f"{wrong.sum()} of {len(wrong)} images wrong. Wrong predictions first (red), then the "
+        "least confident correct ones"
     )
     with epath.Path(path).open("wb") as file:
         figure.savefig(file, dpi=110, format="png")

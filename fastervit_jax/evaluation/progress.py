@@ -1,43 +1,36 @@
-"""How far an evaluation is, and how long it will take: a bar on a terminal, else plain lines."""
+"""Progress of an evaluation and the time left: a bar on a terminal, plain lines in a log."""
 
-import sys
 import time
 
-import tqdm
+from fastervit_jax.data.progress import ProgressBar
 
 _SECONDS_BETWEEN_LINES = 10
 
 
 class EvaluationProgress:
-    """Counts images.
+    """Counts evaluated images and shows the progress.
 
     Args:
-        total: images of the evaluation, those of other hosts included.
-        hosts: hosts that share them; this one speaks for all.
-        title: what is evaluated.
+        total: number of images, including those of other hosts.
+        hosts: number of hosts that share the images. This host shows the progress of all.
+        title: name of the evaluation.
     """
 
     def __init__(self, total: int, *, hosts: int = 1, title: str = ""):
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm.tqdm(total=total, unit=" images", desc=title or None, disable=not terminal)
-        self._lines = not terminal
-        self._total = total
+        self._bar = ProgressBar(total, unit=" images", title=title)
         self._hosts = hosts
-        self._done = 0
-        self._begin = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
 
     def images_done(self, images: int) -> None:
-        """Counts images of this host."""
-        before, self._done = self._done, min(self._done + images * self._hosts, self._total)
-        self._bar.update(self._done - before)
+        """Counts images of this host. The other hosts are assumed to be equally fast."""
+        bar = self._bar
+        bar.update(min(images * self._hosts, bar.total - bar.done))
         now = time.monotonic()
-        if self._lines and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if not bar.on_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            speed = self._done / (now - self._begin)
-            left = (self._total - self._done) / speed
-            print(
-                f"{self._done} of {self._total} images, {speed:.0f} a second, {left:.0f} s left",
-                flush=True,
+            bar.say(
+                f"{bar.done} of {bar.total} images, {bar.speed():.0f} images/s, "
+                f"{bar.seconds_left():.0f} s left"
             )
 
     def close(self) -> None:

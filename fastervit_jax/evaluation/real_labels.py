@@ -1,7 +1,7 @@
-"""ImageNet-ReaL: every right answer for ImageNet's validation images.
+"""ImageNet-ReaL: all correct classes of ImageNet's validation images.
 
-Beyer et al., "Are we done with ImageNet?" (2020). An answer is right if it is among an image's
-labels; images without any (3,163 of the 50,000) do not count.
+From Beyer et al., "Are we done with ImageNet?" (2020). A prediction is correct if it is one of the
+image's labels. Images without labels (3,163 of 50,000) do not count.
 """
 
 import dataclasses
@@ -22,29 +22,30 @@ _FILE_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 class RealTfdsSource(TfdsSource):
-    """The TFDS set `imagenet2012_real`; an example's label is ImageNet's own."""
+    """The TFDS data set `imagenet2012_real`. The label of an example is ImageNet's label."""
 
     def _feature_names(self, info) -> tuple[str, str]:
         if not {"image", "original_label", "real_label"} <= set(info.features):
             raise ValueError(
-                f"tfds:{self._name} holds no ReaL labels: use tfds:imagenet2012_real@validation, "
-                f"or give --real_labels=real.json."
+                f"tfds:{self._name} has no ReaL labels. Use tfds:imagenet2012_real@validation, or "
+                "pass --real_labels=real.json."
             )
         return "image", "original_label"
 
     def real_labels(self, index: int) -> list[int]:
-        """Right answers of an image; there may be none."""
+        """Returns the correct classes of an image. The list may be empty."""
         return [int(label) for label in self._records[index]["real_label"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RealLabels:
-    """Right answers, as places among the classes that can be answered.
+    """The correct classes of the images of a data set.
 
     Attributes:
-        source: the images, and where `by_number` is None their labels.
-        by_number: labels by the number in a validation file's name, counted from 0.
-        answer: for each of ImageNet-1K's classes its place among the answers, -1 where it has none.
+        source: the images. If `by_number` is None, it also contains the ReaL labels.
+        by_number: labels by the number in the name of a validation file, counted from 0.
+        answer: for each class of ImageNet-1K, its index among the classes that can be predicted, or
+            -1.
     """
 
     source: Source
@@ -52,43 +53,49 @@ class RealLabels:
     answer: tuple[int, ...]
 
     def of(self, indices: np.ndarray) -> list[set[int]]:
-        """Right answers of images of the data set."""
-        if self.by_number is None:
-            labels = [self.source.real_labels(int(index)) for index in indices]  # type: ignore[attr-defined]
-        else:
+        """Returns the correct classes of the images with these indices."""
+        labels: list[Sequence[int]]
+        if self.by_number is not None:
             labels = [self.by_number[_number(key)] for key in image_keys(self.source, indices)]
+        else:
+            source = self.source
+            assert isinstance(source, RealTfdsSource), "open_real_labels checks the source"
+            labels = [source.real_labels(int(index)) for index in indices]
         return [{self.answer[label] for label in each} for each in labels]
 
 
 def open_real_set(spec: str, *, data_dir: str | None = None) -> RealTfdsSource:
-    """Opens `imagenet2012_real` as TFDS prepared it."""
+    """Opens the TFDS data set `imagenet2012_real`."""
     return RealTfdsSource(spec, data_dir=data_dir)
 
 
 def open_real_labels(source: Source, file: str | None, answer: tuple[int, ...]) -> RealLabels:
-    """Right answers from a set that holds them, or from `real.json` of the paper's authors.
+    """Opens ReaL labels from the data set, or from `real.json` of the paper's authors.
 
     Raises:
-        ValueError: there is no file where one is needed, or it is not ReaL's.
+        ValueError: the file is needed and missing, or it does not contain ReaL labels.
     """
     if isinstance(source, RealTfdsSource):
         return RealLabels(source, None, answer)
     if file is None:
         raise ValueError(
-            "ImageNet-ReaL over other images than TFDS's imagenet2012_real needs its labels: "
-            "--real_labels=real.json of github.com/google-research/reassessed-imagenet."
+            "ImageNet-ReaL needs its labels if the images are not from TFDS's imagenet2012_real. "
+            "Pass --real_labels=real.json, the file from "
+            "github.com/google-research/reassessed-imagenet."
         )
     try:
         by_number = json.loads(epath.Path(file).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"--real_labels: {file} cannot be read ({error}).") from None
+        raise ValueError(f"Invalid --real_labels={file}: cannot be read ({error}).") from None
     if not isinstance(by_number, list) or len(by_number) != _VALIDATION_IMAGES:
-        raise ValueError(f"--real_labels: {file} is no list of labels of ImageNet's 50,000 images.")
+        raise ValueError(
+            f"Invalid --real_labels={file}: expected a list of labels of ImageNet's 50,000 images."
+        )
     return RealLabels(source, by_number, answer)
 
 
 def judged_by(real_labels: RealLabels, evaluation: Evaluation) -> Evaluation:
-    """The evaluation with accuracy by ReaL labels; the loss stays that of ImageNet's own label."""
+    """Recomputes the accuracy with ReaL labels. The loss stays that of ImageNet's label."""
     predictions = evaluation.predictions
     answers = real_labels.of(predictions.index)
     hit = [
@@ -105,7 +112,7 @@ def _number(key: str) -> int:
     found = _FILE_NAME.search(key)
     if not found or not 1 <= int(found[1]) <= _VALIDATION_IMAGES:
         raise ValueError(
-            f"{key} has no ReaL labels: they are known by ImageNet's own file names, "
-            f"ILSVRC2012_val_00000001.JPEG to _00050000.JPEG."
+            f"{key} has no ReaL labels. Expected the file names of ImageNet, "
+            "ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG."
         )
     return int(found[1]) - 1

@@ -1,4 +1,4 @@
-"""A report people look at: one HTML file that needs nothing beside it."""
+"""The report of an evaluation: one HTML file without external resources."""
 
 import base64
 import io
@@ -20,27 +20,27 @@ from fastervit_jax.evaluation.result import Result
 
 REPORT_NAME = "report.html"
 
-# Up to so many classes every one gets a line; beyond, the worst and the best.
+# Up to this many classes are all listed. Otherwise only the worst and the best are.
 _ALL_CLASSES = 40
 _WORST_AND_BEST = 12
 _PAIRS = 15
 _MISTAKES = 24
 _THUMBNAIL = 200
-# What the table marks too: a difference in points that rounding does not explain.
+# A larger difference in points cannot be explained by rounding. The table marks it, too.
 _NEAR = 0.1
 
 
 def check_report_directory(directory: epath.PathLike | None) -> None:
-    """Raises ValueError where no report could be written."""
+    """Raises ValueError if the report cannot be written."""
     if directory is None:
         return
     path = epath.Path(directory)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"--report: {path} is a file: name a directory.")
+        raise ValueError(f"Invalid --report={path}: expected a directory, got a file.")
 
 
 def write_report(result: Result, directory: epath.PathLike) -> epath.Path:
-    """Writes `report.html` into a directory, which is made; returns its path."""
+    """Writes `report.html` to a directory and returns its path. Creates the directory."""
     path = epath.Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / REPORT_NAME, report_html(result))
@@ -48,9 +48,9 @@ def write_report(result: Result, directory: epath.PathLike) -> epath.Path:
 
 
 def report_html(result: Result) -> str:
-    """The report as HTML: style, charts and pictures are inside it."""
+    """Returns the report as HTML with embedded style, charts and images."""
     return Template(PAGE).substitute(
-        title=escape(f"{result.model} on {result.task.title}"),
+        title=escape(f"{result.model} on {result.evaluation_set.title}"),
         settings=escape(_settings(result)),
         tiles="".join(_tiles(result)),
         classes=_classes(result),
@@ -95,7 +95,7 @@ def _tiles(result: Result) -> Iterator[str]:
     counted = int(evaluation.predictions.counted.sum())
     remark = "each evaluated once"
     if counted != evaluation.images:
-        remark = f"{counted:,} with a right answer count"
+        remark = f"{counted:,} with a correct class count"
     yield _tile("images", f"{evaluation.images:,}", remark)
 
 
@@ -108,7 +108,7 @@ def _signed(number: float) -> str:
 
 
 def _classes(result: Result) -> str:
-    names = [spoken(name) for name in result.task.source.class_names]
+    names = [spoken(name) for name in result.evaluation_set.source.class_names]
     accuracy = class_accuracy(result.evaluation.predictions, len(names))
     present = np.flatnonzero(accuracy.images)
     order = present[np.argsort(accuracy.share[present], kind="stable")]
@@ -128,7 +128,7 @@ def _classes(result: Result) -> str:
 
     if len(order) <= _ALL_CLASSES:
         half = -(-len(order) // 2)
-        tables = table("from the worst", order[:half]) + table("to the best", order[half:])
+        tables = table("worst first", order[:half]) + table("best last", order[half:])
         return f'<div class="halves">{tables}</div>'
     chart = skyline(
         accuracy.share[order], [names[number] for number in order], mean=result.evaluation.top1
@@ -139,10 +139,10 @@ def _classes(result: Result) -> str:
 
 def _pairs(result: Result) -> str:
     predictions = result.evaluation.predictions
-    names = [spoken(name) for name in result.task.source.class_names]
+    names = [spoken(name) for name in result.evaluation_set.source.class_names]
     pairs = confused_pairs(predictions, limit=_PAIRS)
     if not pairs:
-        return '<p class="soft">No image was answered wrong.</p>'
+        return '<p class="soft">No prediction was wrong.</p>'
     images = class_accuracy(predictions, len(names)).images
     rows = "".join(
         f"<tr><td>{escape(names[pair.label])}</td><td>{escape(names[pair.answer])}</td>"
@@ -151,7 +151,7 @@ def _pairs(result: Result) -> str:
         for pair in pairs
     )
     return (
-        f"<table><tr><th>is</th><th>taken for</th><th>share of its images</th>"
+        f"<table><tr><th>class</th><th>predicted as</th><th>share of its images</th>"
         f'<th class="number">images</th></tr>{rows}</table>'
     )
 
@@ -160,17 +160,17 @@ def _mistakes(result: Result) -> str:
     predictions = result.evaluation.predictions
     wrong = np.flatnonzero(predictions.counted & ~predictions.hit[:, 0])
     if not len(wrong):
-        return '<p class="soft">There are none.</p>'
+        return '<p class="soft">No prediction was wrong.</p>'
     surest = wrong[np.argsort(-predictions.probability[wrong, 0], kind="stable")][:_MISTAKES]
     figures = "".join(_mistake(result, row) for row in surest)
     return (
-        f'<p class="soft">The {len(surest)} of {len(wrong):,} wrong answers that were given with '
-        f'the most confidence.</p><div class="mistakes">{figures}</div>'
+        f'<p class="soft">The {len(surest)} of {len(wrong):,} wrong predictions with the highest '
+        f'confidence.</p><div class="mistakes">{figures}</div>'
     )
 
 
 def _mistake(result: Result, row: int) -> str:
-    source, predictions = result.task.source, result.evaluation.predictions
+    source, predictions = result.evaluation_set.source, result.evaluation.predictions
     example = source[int(predictions.index[row])]
     said = escape(spoken(source.class_names[predictions.top[row, 0]]))
     label = escape(spoken(source.class_names[predictions.label[row]]))
@@ -182,7 +182,7 @@ def _mistake(result: Result, row: int) -> str:
 
 
 def _thumbnail(encoded: bytes) -> str:
-    """A small square JPEG of the middle of an image, as a data URL."""
+    """Returns a small square JPEG of the center of an image, as a data URL."""
     square = ImageOps.fit(decode_rgb(encoded), (_THUMBNAIL,) * 2, Image.Resampling.LANCZOS)
     file = io.BytesIO()
     square.save(file, "JPEG", quality=82)

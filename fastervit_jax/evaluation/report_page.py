@@ -1,4 +1,4 @@
-"""The frame of the report: HTML and style, for `string.Template`. Nothing in it is fetched."""
+"""Template of the report: HTML and style for `string.Template`, without external resources."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -71,8 +71,8 @@ figure .is { color: var(--soft); }
 <div class="pair">
 <section id="pairs"><h2>Most confused</h2>$pairs</section>
 <section id="calibration"><h2>Calibration</h2>
-<p class="soft">How often answers of each confidence are right (blue), that confidence (red) and how
-many there are (grey). Bars that end at their red mark belong to an honest network.</p>
+<p class="soft">For each range of confidence: accuracy (blue), mean confidence (red) and number of
+images (gray). In a calibrated network, every bar ends at its red mark.</p>
 <div class="calibration">$calibration</div></section>
 </div>
 <section id="mistakes"><h2>Worst mistakes</h2>$mistakes</section>

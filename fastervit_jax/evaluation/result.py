@@ -1,4 +1,4 @@
-"""What an evaluation found, as numbers with names and as files."""
+"""Result of an evaluation, as named values and as files."""
 
 import csv
 import dataclasses
@@ -12,31 +12,31 @@ from etils import epath
 from fastervit_jax.data import EvalTransform
 from fastervit_jax.data.paths import is_remote
 from fastervit_jax.evaluation.benchmarks import PUBLISHED, Published
+from fastervit_jax.evaluation.dataset import EvaluationSet
 from fastervit_jax.evaluation.evaluator import Evaluation
 from fastervit_jax.evaluation.image_keys import image_keys
 from fastervit_jax.evaluation.metrics import calibration, class_accuracy, confused_pairs
-from fastervit_jax.evaluation.task import Task
 
-# How many of the most confused pairs are told.
+# Number of the most confused pairs in the details.
 _PAIRS = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """An evaluation, and what was evaluated how.
+    """Result of an evaluation with its settings.
 
     Attributes:
-        evaluation: the numbers and predictions.
-        task: the data.
+        evaluation: the metrics and predictions.
+        evaluation_set: the data set.
         transform: size and crop of the images.
-        model: the network's official name.
-        weights: where its weights come from.
-        dtype: type of the computation.
-        deployed: whether it was the folded network.
+        model: official name of the network.
+        weights: path of the weights.
+        dtype: dtype of the computation.
+        deployed: whether the deployed network (`model.deploy()`) was evaluated.
     """
 
     evaluation: Evaluation
-    task: Task
+    evaluation_set: EvaluationSet
     transform: EvalTransform
     model: str
     weights: str
@@ -45,11 +45,11 @@ class Result:
 
     @property
     def published(self) -> Published | None:
-        """What the official repository publishes for this network and benchmark, if anything."""
-        return PUBLISHED.get(self.model, {}).get(self.task.benchmark or "")
+        """Published accuracy of this network on this benchmark, or None."""
+        return PUBLISHED.get(self.model, {}).get(self.evaluation_set.benchmark or "")
 
     def summary(self) -> dict[str, Any]:
-        """The numbers alone: shares from 0 to 1, and published ones beside them."""
+        """Returns the metrics and the published accuracy. Accuracies are from 0 to 1."""
         evaluation = self.evaluation
         numbers: dict[str, Any] = dict(evaluation.summary())
         counted = int(evaluation.predictions.counted.sum())
@@ -62,13 +62,13 @@ class Result:
         return numbers
 
     def settings(self) -> dict[str, Any]:
-        """What was evaluated, and how."""
+        """Returns the settings of the evaluation."""
         resolution = self.transform.resolution
         return {
             "model": self.model,
             "weights": self.weights,
-            "dataset": self.task.spec,
-            "classes": self.task.source.num_classes,
+            "dataset": self.evaluation_set.spec,
+            "classes": self.evaluation_set.source.num_classes,
             "resolution": [resolution] * 2 if isinstance(resolution, int) else list(resolution),
             "crop_mode": self.transform.crop_mode,
             "crop_fraction": self.transform.crop_fraction,
@@ -77,8 +77,8 @@ class Result:
         }
 
     def details(self) -> dict[str, Any]:
-        """Everything, as JSON values: numbers, settings, classes, pairs, calibration."""
-        predictions, names = self.evaluation.predictions, self.task.source.class_names
+        """Returns metrics, settings, classes, confused pairs and calibration as JSON values."""
+        predictions, names = self.evaluation.predictions, self.evaluation_set.source.class_names
         classes = class_accuracy(predictions, len(names))
         bins = calibration(predictions)
         return {
@@ -104,9 +104,9 @@ class Result:
         }
 
     def lines(self) -> list[str]:
-        """The numbers for people, a line each."""
+        """Returns the metrics as lines for the user."""
         evaluation = self.evaluation
-        lines = [f"{self.model} on {self.task.title}: {evaluation.images} images"]
+        lines = [f"{self.model} on {self.evaluation_set.title}: {evaluation.images} images"]
         for title, share, published in (
             ("top-1", evaluation.top1, self.published and self.published.top1),
             ("top-5", evaluation.top5, self.published and self.published.top5),
@@ -120,13 +120,13 @@ class Result:
 
 
 def details_json(result: Result) -> str:
-    """`Result.details` as JSON text."""
+    """Returns `Result.details` as JSON text."""
     return json.dumps(result.details(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def predictions_csv(result: Result) -> str:
-    """A line for every image: its file, label, loss, and best classes with their probabilities."""
-    predictions, source = result.evaluation.predictions, result.task.source
+    """Returns CSV with one line per image: file, label, loss, best classes, probabilities."""
+    predictions, source = result.evaluation.predictions, result.evaluation_set.source
     names = np.array(source.class_names, dtype=object)
     places = range(1, predictions.top.shape[1] + 1)
     text = io.StringIO()
@@ -147,11 +147,11 @@ def predictions_csv(result: Result) -> str:
 
 
 def check_destination(flag: str, path: epath.PathLike | None) -> None:
-    """Raises ValueError where a file could not be written, before hours of work for it."""
+    """Raises ValueError if a file cannot be written. Call it before a long evaluation."""
     if path is None:
         return
     path = epath.Path(path)
     if path.is_dir():
-        raise ValueError(f"{flag}: {path} is a directory: name a file.")
+        raise ValueError(f"Invalid {flag}={path}: expected a file, got a directory.")
     if not is_remote(path) and not path.parent.is_dir():
-        raise ValueError(f"{flag}: there is no directory {path.parent} to write {path.name} to.")
+        raise ValueError(f"Invalid {flag}={path}: the directory {path.parent} does not exist.")

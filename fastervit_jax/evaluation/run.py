@@ -1,4 +1,4 @@
-"""Evaluating a module on a data set, from images to numbers."""
+"""Evaluate weights or a module on a data set."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from fastervit_jax.data import EvalTransform, Source, eval_batches
 from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, CropMode
 from fastervit_jax.data.sources.digits import default_root
+from fastervit_jax.evaluation.dataset import EvaluationSet, open_evaluation_set
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.progress import EvaluationProgress
 from fastervit_jax.evaluation.real_labels import judged_by
 from fastervit_jax.evaluation.result import Result
-from fastervit_jax.evaluation.task import Task, open_task
 from fastervit_jax.models import FasterViT
 from fastervit_jax.models.pure_model import Arrays, flatten, unflatten
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh, replicated
@@ -30,15 +30,17 @@ from fastervit_jax.weights.loading import Loaded, Weights, load_model, open_weig
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-    """How to evaluate, whatever the network and the data.
+    """Options of an evaluation.
 
     Attributes:
-        batch_size: images a step, over all devices.
-        num_workers: processes that decode; 0 means a thread.
-        crop_mode: "center" or "squash"; None means what belongs to benchmark and network.
-        crop_fraction: the crop's share of the scaled image; None likewise.
-        deploy: evaluate the folded network of `model.deploy()`.
-        say: takes lines for people; None for silence, without a progress bar.
+        batch_size: images per step, over all devices.
+        num_workers: processes that decode images; 0 means a thread.
+        crop_mode: "center" or "squash". None means the crop mode of the benchmark or the network.
+        crop_fraction: size of the crop divided by the size of the resized image. None means the
+            fraction of the benchmark or the network.
+        deploy: whether to evaluate the deployed network (`model.deploy()`).
+        say: function that shows one line of text to the user. None shows nothing and no progress
+            bar.
     """
 
     batch_size: int = 128
@@ -61,22 +63,23 @@ def evaluate_weights(
     dtype: str | None = None,
     options: EvaluationOptions | None = None,
 ) -> Result:
-    """Evaluates weights on a data set, with the preprocessing that belongs to both.
+    """Evaluates weights on a data set, with the preprocessing of both.
 
     Args:
         weights: a converted directory, an official torch file, or a work directory of train.py.
-        dataset: what to evaluate on (`evaluation.task.open_task`); None, for a work directory, is
-            what it was validated on.
-        model_name: an official model name; None where the weights say what they are.
-        model_options: changes to the named network.
-        ema: take the EMA of the weights (`weights.loading.open_weights`).
-        data_dir: where TFDS sets are prepared.
-        real_labels: the label file of ImageNet-ReaL.
-        dtype: type of the computation; by default the run's own for a work directory, else float32.
-        options: how to evaluate.
+        dataset: the data set (see `evaluation.dataset.open_evaluation_set`). For a work directory,
+            None means the validation set of the run.
+        model_name: an official model name; None uses the name stored with the weights.
+        model_options: options of the network that differ from the named model.
+        ema: whether to use the EMA of the weights (see `weights.loading.open_weights`).
+        data_dir: directory of the prepared TFDS data sets.
+        real_labels: path of the label file of ImageNet-ReaL.
+        dtype: dtype of the computation. The default is the dtype of the run for a work directory,
+            and float32 for other weights.
+        options: options of the evaluation.
 
     Raises:
-        ValueError: weights and data cannot be used together; the message says why.
+        ValueError: weights and data set cannot be used together. The message says why.
     """
     options = options or EvaluationOptions()
     opened = open_weights(weights, ema=ema)
@@ -86,25 +89,23 @@ def evaluate_weights(
         if dataset is None:
             dataset, data_dir = run.data.validation, data_dir or _readable(run.data)
     elif dataset is None:
-        raise ValueError(
-            "--dataset is missing: name what to evaluate on, such as imagenet or folder:PATH."
-        )
+        raise ValueError("Missing --dataset: pass a data set, for example imagenet or folder:PATH.")
     loaded = load_for_evaluation(opened, model_name, model_options or {}, dtype, options)
-    task = open_task(
+    evaluation_set = open_evaluation_set(
         dataset,
         model_classes=loaded.info.class_names,
         num_logits=loaded.model.config.num_classes,
         data_dir=data_dir,
         real_labels=real_labels,
     )
-    return evaluate_task(loaded.model, loaded.info, task, weights=weights, options=options)
+    return evaluate_set(loaded.model, loaded.info, evaluation_set, weights=weights, options=options)
 
 
 def _readable(data: ml_collections.ConfigDict) -> str | None:
-    """Where a run's validation images are read from.
+    """Returns the data directory for the validation images of a run.
 
-    The digits are written where they are missing; a work directory from elsewhere must not decide
-    where that is.
+    The digits are written if they are missing. A work directory from another machine must not
+    determine where they are written.
     """
     writes = data.validation.startswith("digits:") and not default_root(data.data_dir).is_dir()
     return None if writes else data.data_dir
@@ -117,7 +118,7 @@ def load_for_evaluation(
     dtype: str | None,
     options: EvaluationOptions,
 ) -> Loaded:
-    """`weights.loading.load_model`, saying what there is to say."""
+    """Loads a model with `weights.loading.load_model` and shows its messages."""
     loaded = load_model(
         name,
         opened,
@@ -131,50 +132,50 @@ def load_for_evaluation(
     return loaded
 
 
-def evaluate_task(
+def evaluate_set(
     model: FasterViT,
     info: WeightsInfo,
-    task: Task,
+    evaluation_set: EvaluationSet,
     *,
     weights: str = "",
     options: EvaluationOptions | None = None,
 ) -> Result:
-    """Evaluates a network on a task, with the crop that belongs to both.
+    """Evaluates a network on an evaluation set, with the crop of the benchmark or the network.
 
     Args:
         model: the network.
-        info: what it is: name and preprocessing.
-        task: of `evaluation.task.open_task`.
-        weights: where its weights come from, for the record.
-        options: how to evaluate.
+        info: name and preprocessing of the network.
+        evaluation_set: result of `evaluation.dataset.open_evaluation_set`.
+        weights: path of the weights, for the result.
+        options: options of the evaluation.
 
     Raises:
-        ValueError: there are no images, one cannot be decoded, or the answers are not finite.
+        ValueError: there are no images, an image cannot be decoded, or a loss is not finite.
     """
     options = options or EvaluationOptions()
     own = info.preprocessing
-    mode, fraction = task.crop or (own.crop_mode, own.crop_fraction)
+    mode, fraction = evaluation_set.crop or (own.crop_mode, own.crop_fraction)
     if options.crop_fraction is not None:
         fraction = options.crop_fraction
     transform = EvalTransform(model.config.resolution, fraction, options.crop_mode or mode)
-    if options.say and task.remark:
-        options.say(task.remark)
+    if options.say and evaluation_set.remark:
+        options.say(evaluation_set.remark)
     evaluation = evaluate_model(
         model.deploy() if options.deploy else model,
-        task.source,
+        evaluation_set.source,
         transform,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
-        logits=task.logits,
+        logits=evaluation_set.logits,
         mean=own.mean,
         std=own.std,
         show_progress=options.say is not None,
     )
-    if task.real_labels is not None:
-        evaluation = judged_by(task.real_labels, evaluation)
+    if evaluation_set.real_labels is not None:
+        evaluation = judged_by(evaluation_set.real_labels, evaluation)
     return Result(
         evaluation=evaluation,
-        task=task,
+        evaluation_set=evaluation_set,
         transform=transform,
         model=info.model,
         weights=weights,
@@ -196,29 +197,30 @@ def evaluate_model(
     std: Sequence[float] = IMAGENET_STD,
     show_progress: bool = False,
 ) -> Evaluation:
-    """Evaluates a module on every image of a data set, once. Every host must call it.
+    """Evaluates a module once on every image of a data set. Every host must call it.
 
     Args:
         model: the network, deployed or not.
-        source: the data set; its classes are those of `logits`.
-        transform: the images' preprocessing.
-        batch_size: images a step, over all devices; rounded up to what they divide.
-        num_workers: processes that decode; 0 means a thread.
-        mesh: where to run; by default all devices of all hosts.
-        logits: the outputs that answers are taken over; None means all.
-        mean: of each channel, for images from 0 to 1.
-        std: standard deviation of each channel.
-        show_progress: say how far it is, on the first host.
+        source: the data set. Its classes are those of `logits`.
+        transform: preprocessing of the images.
+        batch_size: images per step, over all devices. It is rounded up to a multiple of the number
+            of devices that share a batch.
+        num_workers: processes that decode images; 0 means a thread.
+        mesh: the mesh of devices; by default all devices of all hosts.
+        logits: indices of the logits to use; None means all.
+        mean: mean of each channel, for values from 0 to 1.
+        std: standard deviation of each channel, for values from 0 to 1.
+        show_progress: whether the first host shows the progress.
 
     Raises:
-        ValueError: the number of classes differs, there are no images, one cannot be decoded, or
-            the network's answers are not finite.
+        ValueError: the number of classes differs, there are no images, an image cannot be decoded,
+            or a loss is not finite.
     """
     num_classes = model.config.num_classes if logits is None else len(logits)
     if num_classes != source.num_classes:
         raise ValueError(
-            f"The model has {num_classes} classes, the data set {source.num_classes}: these are "
-            f"weights of another task, or another data set."
+            f"Invalid data set: expected {num_classes} classes, the number of classes of the "
+            f"model, got {source.num_classes}. Use other weights or another data set."
         )
     mesh = mesh or make_mesh()
     hosts = jax.process_count()
@@ -251,9 +253,9 @@ def evaluate_model(
 
 
 class _Inference:
-    """Any module in inference mode, as a function of its arrays.
+    """A module in inference mode, as a function of all its arrays.
 
-    Of all its arrays: those of a deployed one are neither parameters nor statistics.
+    The arrays of a deployed module are neither parameters nor statistics.
     """
 
     def __init__(self, model: nnx.Module):
@@ -264,7 +266,7 @@ class _Inference:
         self.arrays: Arrays = flatten(state)
 
     def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
-        """Logits of normalised images."""
+        """Returns the logits of normalized images."""
         return nnx.merge(self._graph, unflatten({**params, **statistics}))(images)
 
 
@@ -273,6 +275,6 @@ def _check_finite(evaluation: Evaluation, source: Source) -> None:
     if len(bad):
         first = source[int(evaluation.predictions.index[bad[0]])].key
         raise ValueError(
-            f"The network's answers are not finite for {len(bad)} of {evaluation.images} images, "
-            f"{first} the first: the weights are damaged, or of a run that diverged."
+            f"The loss of {len(bad)} of {evaluation.images} images is not finite. The first of "
+            f"these images is {first}. The weights are damaged, or training diverged."
         )

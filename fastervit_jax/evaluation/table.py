@@ -1,4 +1,4 @@
-"""The published table, measured: every converted model found, on every benchmark at hand."""
+"""Table of accuracies: all converted models on all available benchmarks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,26 +7,26 @@ from typing import Any
 
 from fastervit_jax.data import open_source
 from fastervit_jax.evaluation.benchmarks import BENCHMARKS, PUBLISHED, PUBLISHED_ON
-from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_task, load_for_evaluation
-from fastervit_jax.evaluation.task import open_task, parse_dataset
+from fastervit_jax.evaluation.dataset import open_evaluation_set, parse_dataset
+from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_set, load_for_evaluation
 from fastervit_jax.weights.directory import METADATA, is_converted
 from fastervit_jax.weights.loading import Loaded, open_weights
 
-# Points of accuracy: published figures are rounded to one digit.
+# Allowed difference in points. Published values are rounded to one decimal place.
 NEAR = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A network's accuracy on a benchmark, or why there is none.
+    """Accuracy of a network on a benchmark, or the reason why there is none.
 
     Attributes:
-        weights: the converted directory.
-        model: its network.
-        dataset: what it was measured on.
-        benchmark: the benchmark's name.
-        numbers: of `Result.summary`; empty where it failed.
-        problem: why it failed, or "".
+        weights: path of the converted directory.
+        model: name of the network.
+        dataset: the data set, as in `--dataset`.
+        benchmark: name of the benchmark.
+        numbers: `Result.summary`; empty if the evaluation failed.
+        problem: reason for the failure, or "".
     """
 
     weights: str
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def differs(self) -> bool:
-        """Whether an accuracy is more than 0.1 points from the published one."""
+        """Whether an accuracy differs from the published one by more than 0.1 points."""
         published = PUBLISHED.get(self.model, {}).get(self.benchmark)
         if not self.numbers or not published:
             return False
@@ -46,7 +46,7 @@ class Cell:
         return any(abs(100 * share - expected) > NEAR + 1e-9 for share, expected in pairs)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns the cell as JSON values."""
         plain = {key: getattr(self, key) for key in ("weights", "model", "dataset", "benchmark")}
         if self.problem:
             return {**plain, "problem": self.problem}
@@ -55,14 +55,14 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All cells, and the benchmarks that were left out, with the reason of each."""
+    """All cells, and the reason for each benchmark that was skipped."""
 
     cells: list[Cell]
     left_out: dict[str, str]
 
     @property
     def problems(self) -> list[str]:
-        """What failed, a sentence each."""
+        """The failures, one sentence each."""
         return [
             f"{cell.weights} on {cell.dataset}: {cell.problem}"
             for cell in self.cells
@@ -70,7 +70,7 @@ class Table:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns the table as JSON values."""
         return {"table": [cell.as_json() for cell in self.cells], "left_out": self.left_out}
 
     def markdown(self) -> str:
@@ -88,9 +88,9 @@ class Table:
             if Path(weights).name != model:
                 label += f" ({Path(weights).name})"
             lines.append(f"| {label} | {' | '.join(row)} |")
-        lines += ["", "Top-1 / top-5 in per cent; published ones in brackets."]
+        lines += ["", "Top-1 / top-5 accuracy in percent. Published values are in brackets."]
         if any(cell.differs for cell in self.cells):
-            lines.append(f"**⚠** differs from the published figure by more than {NEAR} points.")
+            lines.append(f"**⚠** differs from the published value by more than {NEAR} points.")
         lines += [f"- {problem}" for problem in self.problems]
         lines += [f"- {BENCHMARKS[name].title}: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines)
@@ -115,22 +115,22 @@ def evaluate_all(
     dtype: str | None = None,
     options: EvaluationOptions | None = None,
 ) -> Table:
-    """Evaluates every converted directory below a directory on benchmarks.
+    """Evaluates all converted directories in a directory on benchmarks.
 
-    A network that cannot be evaluated leaves a problem in its cells, and the rest goes on.
+    If a network cannot be evaluated, its cells contain the problem and the evaluation continues.
 
     Args:
-        weights_dir: where to look for converted directories, at any depth.
-        datasets: benchmarks, as `--dataset` names them. By default the published four, of which
-            those that are not prepared are left out.
-        data_dir: where TFDS sets are prepared.
-        real_labels: the label file of ImageNet-ReaL.
-        dtype: type of the computation; default float32.
-        options: how to evaluate.
+        weights_dir: directory that contains converted directories, at any depth.
+        datasets: benchmarks, as in `--dataset`. The default is the four benchmarks of the paper,
+            without those that are not prepared.
+        data_dir: directory of the prepared TFDS data sets.
+        real_labels: path of the label file of ImageNet-ReaL.
+        dtype: dtype of the computation; default float32.
+        options: options of the evaluation.
 
     Raises:
-        ValueError: there are no converted directories or no benchmark, or a named one cannot be
-            read.
+        ValueError: there are no converted directories or no benchmarks, or a named benchmark cannot
+            be read.
     """
     options = options or EvaluationOptions()
     directories = sorted(
@@ -138,8 +138,8 @@ def evaluate_all(
     )
     if not directories:
         raise ValueError(
-            f"--weights_dir: {weights_dir} holds no converted weights: make them with "
-            f"convert_torch_weights.py, a directory a model."
+            f"Invalid --weights_dir={weights_dir}: it contains no converted weights. Convert each "
+            "model to its own directory with convert_torch_weights.py."
         )
     present, left_out = _present(datasets, data_dir)
     cells = [
@@ -151,14 +151,14 @@ def evaluate_all(
 
 
 def _present(datasets: Sequence[str], data_dir: str | None) -> tuple[list[str], dict[str, str]]:
-    """The benchmarks that can be read, and why others cannot."""
+    """Returns the benchmarks that can be read, and the problem of each other one."""
     present, left_out = [], {}
     for spec in datasets or PUBLISHED_ON:
         name, where = parse_dataset(spec)
         if name is None:
             raise ValueError(
-                f"--all fills the table of benchmarks ({', '.join(BENCHMARKS)}), which {spec} is "
-                f"not: write BENCHMARK or BENCHMARK:{spec}."
+                f"Invalid --dataset={spec} with --all: expected BENCHMARK or BENCHMARK:{spec}. The "
+                f"benchmarks are {', '.join(BENCHMARKS)}."
             )
         try:
             if not BENCHMARKS[name].several_answers:
@@ -169,7 +169,7 @@ def _present(datasets: Sequence[str], data_dir: str | None) -> tuple[list[str], 
                 raise
             left_out[name] = str(error)
     if not present:
-        raise ValueError(f"None of the benchmarks can be read. {next(iter(left_out.values()))}")
+        raise ValueError(f"No benchmark can be read. {next(iter(left_out.values()))}")
     return present, left_out
 
 
@@ -181,7 +181,7 @@ def _row(
     dtype: str | None,
     options: EvaluationOptions,
 ) -> list[Cell]:
-    """The cells of one network, which is loaded once."""
+    """Returns the cells of one network. The network is loaded once."""
     model, problem = directory.name, ""
     loaded: Loaded | None = None
     try:
@@ -198,15 +198,19 @@ def _row(
             if options.say:
                 options.say(f"{model} ({directory}) on {spec}")
             try:
-                task = open_task(
+                evaluation_set = open_evaluation_set(
                     spec,
                     model_classes=loaded.info.class_names,
                     num_logits=loaded.model.config.num_classes,
                     data_dir=data_dir,
                     real_labels=real_labels,
                 )
-                result = evaluate_task(
-                    loaded.model, loaded.info, task, weights=str(directory), options=options
+                result = evaluate_set(
+                    loaded.model,
+                    loaded.info,
+                    evaluation_set,
+                    weights=str(directory),
+                    options=options,
                 )
                 numbers, problem = result.summary(), ""
             except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other beside the arrays of a step."""
+"""Communication between the processes of a run, apart from the arrays of a step."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 
 def sum_over_processes(count: int) -> int:
-    """The sum of every process's count. All must call this."""
+    """Returns the sum of `count` over all processes. Every process must call it."""
     if jax.process_count() == 1:
         return count
     return int(np.sum(multihost_utils.process_allgather(np.array(count))))
@@ -20,10 +20,10 @@ def sum_over_processes(count: int) -> int:
 
 @contextmanager
 def failures_of_peers() -> Iterator[None]:
-    """Says in a sentence that another process has gone, where JAX notices it in a collective.
+    """Explains JAX's error when another process has ended during a collective operation.
 
     Raises:
-        OSError: in place of JAX's own error, in a run of several processes.
+        OSError: replaces JAX's error in a run of several processes.
     """
     try:
         yield
@@ -32,32 +32,33 @@ def failures_of_peers() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise OSError(
-            f"Process {jax.process_index()} of {jax.process_count()} stops, since the processes "
-            f"could not go on together ({reason}): has one of them ended? Start all of them again; "
-            f"the run goes on from its newest checkpoint."
+            f"Process {jax.process_index()} of {jax.process_count()} stopped because communication "
+            f"between the processes failed ({reason}). Another process may have ended. Start all "
+            "processes again. The run resumes from its newest checkpoint."
         ) from error
 
 
 def check_hosts_agree(settings: Mapping[str, Any]) -> None:
-    """Refuses a run whose hosts have different code or settings, before anything is compiled.
+    """Checks that all hosts have the same code and settings, before anything is compiled.
 
-    All hosts must call this, with the same names. A host on its own agrees with itself.
+    Every host must call it with the same names. With one host it does nothing.
 
     Args:
-        settings: what must be the same on all hosts, by the name that a message uses.
+        settings: values that must be the same on all hosts, by name.
 
     Raises:
-        ValueError: says what differs, and on which hosts. On every host, so that all of them end.
+        ValueError: a value differs. The message says which value, and on which hosts. Every host
+            raises it, so that all of them stop.
     """
     if jax.process_count() == 1:
         return
     versions = {"the code of fastervit_jax": source_hash(), "JAX": jax.__version__}
-    _check_alike(versions, "install the same version everywhere")
-    _check_alike(settings, "start the same command everywhere")
+    _check_alike(versions, "Install the same version on all hosts")
+    _check_alike(settings, "Start the same command on all hosts")
 
 
 def source_hash() -> str:
-    """A hash of this package's source files."""
+    """Returns a hash of the source files of this package."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -66,7 +67,7 @@ def source_hash() -> str:
 
 
 def _check_alike(values: Mapping[str, Any], remedy: str) -> None:
-    """Compares values across hosts, which all have the same names."""
+    """Compares values across hosts. Every host has the same names."""
     mine = np.stack([_digest(f"{name} {value!r}") for name, value in values.items()])
     all_hosts = np.asarray(multihost_utils.process_allgather(mine))
     for number, (name, value) in enumerate(values.items()):
@@ -77,8 +78,8 @@ def _check_alike(values: Mapping[str, Any], remedy: str) -> None:
         ]
         if differ:
             raise ValueError(
-                f"The hosts disagree on {name}: host {jax.process_index()} has {value!r}, and "
-                f"{differ} of hosts 0 to {len(all_hosts) - 1} are not as host 0: {remedy}."
+                f"The hosts disagree on {name}. Host {jax.process_index()} has {value!r}. Of hosts "
+                f"0 to {len(all_hosts) - 1}, hosts {differ} differ from host 0. {remedy}."
             )
 
 

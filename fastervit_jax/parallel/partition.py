@@ -1,16 +1,17 @@
-"""Which part of every array lives on which device: the only place that decides it."""
+"""Partition rules: which part of each array is on which device. No other file decides this."""
 
 import functools
 import re
 
+import chex
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fastervit_jax.models.pure_model import Arrays, PureModel
 
-# What the axis `tensor` splits, by the end of a parameter's name: the axis of the array. First
-# layers are split by output, second ones by input, so that a pair needs one sum at its end.
+# For the mesh axis `tensor`: the end of a parameter's name, and the array axis that is split. First
+# layers are split by output, second layers by input. A pair of layers then needs only one sum.
 _TENSOR_AXIS = [
     (r"(qkv|mlp\.expand)\.kernel$", 1),
     (r"(qkv|mlp\.expand)\.bias$", 0),
@@ -19,16 +20,22 @@ _TENSOR_AXIS = [
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Which mesh axis splits each axis of a parameter, by its dotted name and shape.
+    """Returns the partition spec of a parameter.
 
-    `tensor` splits the attention blocks' linear layers, whose widths it must divide
-    (`config.check_config`). `fsdp` then splits the longest axis that it
-    divides; an array without one is kept whole on every device.
+    `tensor` splits the linear layers of the attention blocks. It must divide their widths
+    (`config.check_config`). `fsdp` then splits the longest remaining axis that it divides. An array
+    without such an axis is not split by `fsdp`.
+
+    Args:
+        name: dotted name of the parameter, or its end.
+        shape: shape of the parameter.
+        mesh: the mesh.
     """
     axes: list[str | None] = [None] * len(shape)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     for pattern, axis in _TENSOR_AXIS if tensor > 1 else ():
         if re.search(pattern, name):
+            assert axis < len(shape), f"{name} of shape {shape} has no axis {axis} to split"
             axes[axis] = "tensor"
     if fsdp > 1:
         free = [i for i, size in enumerate(shape) if axes[i] is None and size % fsdp == 0]
@@ -38,30 +45,35 @@ def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def gather(params: Arrays, mesh: Mesh, *, but: tuple[str, ...] = ()) -> Arrays:
-    """Parameters as the network uses them: put together from their parts along `fsdp`.
+    """Gathers parameters that are split along `fsdp`, for use in the network.
 
-    Their gradients come back in parts. Without this the compiler is free to split the network's
-    maps as the parameters are, and moves them instead.
+    The gradients are split again. Without this function, the compiler may split the feature maps in
+    the same way as the parameters, and move the feature maps instead.
 
     Args:
-        params: by dotted name, or its end, placed as `parameter_spec` says; traced.
+        params: traced parameters by dotted name, or its end, sharded as in `parameter_spec`.
         mesh: the mesh.
-        but: beginnings of names that are left as they are (`gather_in_loops`).
+        but: beginnings of names that are not gathered (see `gather_in_loops`).
+
+    Returns:
+        The gathered parameters, with the same names, shapes and dtypes.
     """
     if mesh.shape["fsdp"] == 1:
         return params
-    return {
+    gathered = {
         name: array if name.startswith(but) else _gathered(array, name, mesh)
         for name, array in params.items()
     }
+    chex.assert_trees_all_equal_shapes_and_dtypes(gathered, params)
+    return gathered
 
 
 class GatheredModel:
-    """A split model that is given parameters in parts, and puts them together where it uses them.
+    """A model that takes split parameters and gathers them where it uses them.
 
     Args:
         model: the model.
-        mesh: the mesh that its parameters are split over, as `parameter_spec` says.
+        mesh: the mesh over which the parameters are split, as in `parameter_spec`.
     """
 
     def __init__(self, model: PureModel, mesh: Mesh):
@@ -69,11 +81,11 @@ class GatheredModel:
         self._mesh = mesh
 
     def train(self, params: Arrays, statistics: Arrays, images: jax.Array, key: jax.Array):
-        """`PureModel.train`."""
+        """Calls `PureModel.train` with gathered parameters."""
         return self._model.train(self._gathered(params), statistics, images, key)
 
     def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
-        """`PureModel.infer`."""
+        """Calls `PureModel.infer` with gathered parameters."""
         return self._model.infer(self._gathered(params), statistics, images)
 
     def _gathered(self, params: Arrays) -> Arrays:
@@ -81,7 +93,7 @@ class GatheredModel:
 
 
 def gather_in_loops(model: nnx.Module, mesh: Mesh) -> None:
-    """Lets blocks that run as a loop put their parameters together one block at a time."""
+    """Makes blocks that run in a loop gather their parameters one block at a time."""
     if mesh.shape["fsdp"] > 1:
         model.set_attributes(gather=functools.partial(gather, mesh=mesh))
 
@@ -102,15 +114,16 @@ def _gathered(array: jax.Array, name: str, mesh: Mesh) -> jax.Array:
 
 
 def state_shardings(state, mesh: Mesh):
-    """Shardings for a tree that holds parameters, or arrays like them, under their names.
+    """Returns the shardings of a tree of parameters and arrays like them.
 
     Args:
-        state: arrays or their shapes, in any tree whose dictionaries of parameters are keyed by
-            dotted names, as a `TrainState`'s parameters, averages and optimizer moments are.
+        state: arrays or their shapes, in any tree. Its dictionaries of parameters have dotted names
+            as keys. Examples are the parameters, EMA and optimizer moments of a `TrainState`.
         mesh: the mesh.
 
     Returns:
-        The same tree of `NamedSharding`. Arrays without a parameter's name are on every device.
+        The same tree with a `NamedSharding` per array. An array without the name of a parameter is
+        on every device in full.
     """
 
     def sharding(path, leaf) -> NamedSharding:
@@ -122,7 +135,7 @@ def state_shardings(state, mesh: Mesh):
 
 
 def _parameter_name(path) -> str | None:
-    """The last key of a tree path, where it is a dotted name."""
+    """Returns the last key of a tree path if it is a dotted name."""
     last = path[-1] if path else None
     if isinstance(last, jax.tree_util.DictKey) and "." in str(last.key):
         return str(last.key)

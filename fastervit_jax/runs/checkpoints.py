@@ -1,12 +1,16 @@
-"""Saving and restoring train states with Orbax.
+"""Save and restore train states with Orbax.
 
-A checkpoint `checkpoints/STEP` has five parts, so that each can be read without the others: `model`
-(parameters and statistics), `average` (their EMA), `training` (step and optimizer),
-`about` (what it belongs to, as JSON) and `checksums` (of all the others, as JSON).
+A checkpoint `checkpoints/STEP` has five parts. Each part can be read without the others:
 
-Saving holds the training up only while its checksums and a copy in the host's memory are started.
-All that Orbax does, milliseconds an array, happens in a thread of ours: Orbax's own asynchronous
-saving prepares every array before it returns.
+- `model`: parameters and statistics
+- `average`: the EMA of parameters and statistics
+- `training`: step and optimizer state
+- `about`: the run it belongs to, as JSON
+- `checksums`: checksums of all other parts, as JSON
+
+Saving runs in the background. Training only waits until the checksums and the copy to the host's
+memory are started. Orbax needs milliseconds per array and runs in our own thread, because its
+asynchronous saving prepares every array before it returns.
 """
 
 import json
@@ -19,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -32,20 +37,20 @@ from fastervit_jax.runs.checksums import checksums, start_checksums, text_checks
 from fastervit_jax.runs.state import TrainState
 
 FORMAT = 2
-"""Version of what is written; 1 had no checksums."""
+"""Version of the checkpoint format. Version 1 had no checksums."""
 
 _SET_ASIDE = "damaged_checkpoints"
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint is not what was written; the message says what is amiss."""
+    """A checkpoint is damaged. The message says what is wrong."""
 
 
 class Checkpoints:
     """The checkpoints of a work directory, written in the background.
 
     Attributes:
-        scores: how good the state of a step is, by step, higher is better; who writes them decides.
+        scores: scores of checkpoints by step, set by the caller. Higher is better.
     """
 
     def __init__(
@@ -56,13 +61,13 @@ class Checkpoints:
         keep_best: int = 0,
         read_only: bool = False,
     ):
-        """Opens them.
+        """Opens the checkpoints of a work directory.
 
         Args:
             workdir: the work directory.
-            keep: how many of the newest to keep; None keeps all.
-            keep_best: how many of those with the best scores to keep beside them.
-            read_only: change nothing in the directory, what a crash left included.
+            keep: number of newest checkpoints to keep; None keeps all.
+            keep_best: number of checkpoints with the best scores to keep in addition.
+            read_only: do not change the directory. Incomplete files of a crash also stay.
         """
         self.scores: dict[int, float] = {}
         logging.get_absl_logger().addFilter(_without_orbax_trace)
@@ -73,8 +78,8 @@ class Checkpoints:
         if not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
         self._policy = _NewestAndBest(keep, keep_best)
-        # Named, the processes wait for each other without the devices, whose collectives must come
-        # in the same order everywhere and so from one thread.
+        # With named processes, Orbax synchronizes without device collectives. Collectives must run
+        # in the same order on all processes, and therefore in one thread.
         together = ocp.options.MultiprocessingOptions(
             active_processes=set(range(jax.process_count()))
         )
@@ -94,22 +99,23 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step saved or being saved, or None."""
+        """Step of the newest checkpoint, including one that is being saved, or None."""
         return self._manager.latest_step() if self._saving is None else self._saving
 
     def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
-        """Starts saving a state; it may be donated to the next step at once.
+        """Starts to save a state. Every process must call it.
 
-        Until it is written, the host's memory holds a copy of what its devices hold of the state.
-        A save still under way is waited for first.
+        The state may be donated to the next step immediately. Until it is written, the host's
+        memory has a copy of the state of its devices. A previous save is completed first.
 
         Args:
-            step: updates done.
-            state: to be saved; every process must call this.
-            about: JSON values to be saved with it.
+            step: number of updates done.
+            state: the state.
+            about: JSON values to save with the state.
 
         Raises:
-            OSError: the save before it failed; of this one, `check`, `close` or the next will say.
+            OSError: the previous save failed. A failure of this save is raised by `check`, `close`
+                or the next `save`.
         """
         self.wait()
         sums = start_checksums(_parts(state))
@@ -129,15 +135,15 @@ class Checkpoints:
         self._saving, self._saved = step, self._thread.submit(write)
 
     def check(self) -> None:
-        """Raises OSError where the save in the background has failed."""
+        """Raises OSError if the save in the background has failed."""
         if self._saved is not None and self._saved.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until what is being saved is written.
+        """Waits until the current save is complete.
 
         Raises:
-            OSError: it could not be saved.
+            OSError: the save failed.
         """
         if self._saved is not None:
             with self._failures_explained(self._saving):
@@ -146,20 +152,20 @@ class Checkpoints:
     def restore_newest(
         self, abstract: TrainState, accept: Callable[[int, dict], None]
     ) -> tuple[int, TrainState, dict] | None:
-        """Reads the newest checkpoint that is whole.
+        """Reads the newest checkpoint that is not damaged.
 
-        Newer ones that are not are set aside, with a line that says so, once a good one is found.
+        Newer damaged checkpoints are moved away, and a line is printed for each of them.
 
         Args:
-            abstract: shapes and shardings of the state (`state.abstract_state`).
-            accept: called with a step and what was saved beside its arrays, before these are read;
-                raises ValueError where it belongs to something else.
+            abstract: shapes and shardings of the state (see `state.abstract_state`).
+            accept: called with a step and its JSON values before the arrays are read. Raises
+                ValueError if the checkpoint belongs to another run.
 
         Returns:
-            The step, its state and what was saved beside it; None where nothing was saved yet.
+            The step, the state and the JSON values, or None if there is no checkpoint.
 
         Raises:
-            ValueError: it is refused, or there are checkpoints and none is whole.
+            ValueError: `accept` rejected the checkpoint, or all checkpoints are damaged.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -170,30 +176,34 @@ class Checkpoints:
             except DamagedCheckpointError as error:
                 damaged[step] = str(error)
                 continue
-            self._set_aside(damaged, f"going on from step {step}")
+            self._set_aside(damaged, f"Resuming from step {step}")
             state = TrainState(**parts["model"], ema=parts["average"], **parts["training"])
+            chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
             return step, state, about
         if all(self._is_empty(step) for step in damaged):
-            self._set_aside(damaged, "starting anew")
+            self._set_aside(damaged, "Starting from the beginning")
             return None
         raise DamagedCheckpointError(
-            f"No checkpoint in {self._directory} is whole: {' '.join(damaged.values())} "
-            f"Restore them from a copy, or start anew in another work directory."
+            f"All checkpoints in {self._directory} are damaged. {' '.join(damaged.values())} "
+            "Restore them from a backup, or start a new run in another work directory."
         )
 
     def restore_model(
         self, step: int, params: Arrays, statistics: Arrays, *, ema: bool
     ) -> tuple[Arrays, Arrays]:
-        """Reads parameters and statistics alone, of the EMA or of the model itself.
+        """Reads only parameters and statistics, of the EMA or of the model.
 
         Args:
-            step: a saved step.
+            step: step of a checkpoint.
             params: shapes and shardings of the parameters.
-            statistics: the same of the statistics.
+            statistics: shapes and shardings of the statistics.
             ema: whether to read the EMA.
 
+        Returns:
+            The parameters and the statistics.
+
         Raises:
-            DamagedCheckpointError: what comes back is not what was saved.
+            DamagedCheckpointError: the checkpoint is damaged.
         """
         if ema:
             arrays = self._read(step, average={**params, **statistics})["average"]
@@ -202,28 +212,28 @@ class Checkpoints:
         return model["params"], model["statistics"]
 
     def about(self, step: int) -> dict:
-        """What was saved beside the arrays.
+        """Returns the JSON values of a checkpoint.
 
         Raises:
-            DamagedCheckpointError: it is missing or not what was saved.
-            ValueError: it was written in another format than this version's.
+            DamagedCheckpointError: they are missing or damaged.
+            ValueError: the checkpoint has another format version.
         """
         about = self._json(step, "about")
         if isinstance(about, dict) and about.get("format") != FORMAT and "format" in about:
             raise ValueError(
-                f"The checkpoint of step {step} in {self._directory} has format "
-                f"{about['format']}, and this version of fastervit_jax reads format {FORMAT}: "
-                f"use the version that wrote it, or another work directory."
+                f"Invalid format of the checkpoint of step {step} in {self._directory}: expected "
+                f"{FORMAT}, got {about['format']}. Use the version of fastervit_jax that wrote it, "
+                "or another work directory."
             )
         if self._json(step, "checksums").get("about") != text_checksum(_canonical(about)):
-            raise DamagedCheckpointError(_damage(step, "`about` is not what was saved"))
+            raise DamagedCheckpointError(_damage(step, "the checksum of `about` differs"))
         return about
 
     def close(self) -> None:
-        """Finishes what is being saved.
+        """Completes the current save and closes the checkpoints.
 
         Raises:
-            OSError: it could not be saved.
+            OSError: the save failed.
         """
         self._thread.shutdown()
         self.wait()
@@ -238,7 +248,7 @@ class Checkpoints:
             return value
 
     def _read(self, step: int, **abstract_parts) -> dict:
-        """Reads arrays and compares their checksums."""
+        """Reads arrays and checks their checksums."""
         args = {name: ocp.args.StandardRestore(part) for name, part in abstract_parts.items()}
         wanted = self._json(step, "checksums")
         problem, parts = "", {}
@@ -254,8 +264,8 @@ class Checkpoints:
             found = checksums(parts)
             changed = [name for name, value in found.items() if wanted.get(name) != value]
             if changed:
-                others = f" and {len(changed) - 1} more arrays are" if len(changed) > 1 else " is"
-                problem = _damage(step, f"{changed[0]}{others} not what was saved")
+                others = f" and of {len(changed) - 1} more arrays" if len(changed) > 1 else ""
+                problem = _damage(step, f"the checksum of {changed[0]}{others} differs")
         if _on_any_process(bool(problem)):
             raise DamagedCheckpointError(
                 problem or _damage(step, "another process cannot read its part")
@@ -266,7 +276,7 @@ class Checkpoints:
         return not any((self._directory / str(step)).iterdir())
 
     def _set_aside(self, damaged: dict[int, str], what_now: str) -> None:
-        """Moves checkpoints out of the way, and says so."""
+        """Moves damaged checkpoints to another directory and prints a line for each."""
         if not damaged:
             return
         target = self._workdir / _SET_ASIDE
@@ -276,7 +286,7 @@ class Checkpoints:
                 names = [str(step), *(f"{step}.{count}" for count in range(1, 1000))]
                 free = next(name for name in names if not (target / name).exists())
                 (self._directory / str(step)).rename(target / free)
-                print(f"{problem} It is set aside as {target / free}: {what_now}.", flush=True)
+                print(f"{problem} It was moved to {target / free}. {what_now}.", flush=True)
         multihost_utils.sync_global_devices("checkpoints set aside")
         self._manager.reload()
 
@@ -287,26 +297,31 @@ class Checkpoints:
         except Exception as error:
             logging.debug("Saving failed", exc_info=True)
             whole = [each for each in self._manager.all_steps() if each != step]
-            kept = f"The one of step {max(whole)} is whole" if whole else "There is none before it"
+            kept = (
+                f"The checkpoint of step {max(whole)} is complete."
+                if whole
+                else "There is no earlier checkpoint."
+            )
             raise OSError(
-                f"The checkpoint of step {step} could not be written to {self._directory} "
-                f"({_first_line(error)}). {kept}: make room there, or repair what is amiss, and "
-                f"start the same command again."
+                f"Cannot write the checkpoint of step {step} to {self._directory} "
+                f"({_first_line(error)}). {kept} Free space there, or fix the problem, and run the "
+                "same command again."
             ) from error
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never: JAX must not be asked for a step that training has left behind (`preemption`)."""
+        """Returns False, because JAX must not be asked about a past step (see `preemption`)."""
         return False
 
 
 class _NewestAndBest:
-    """Which checkpoints Orbax keeps: the newest and the best. Those before are only deleted once a
-    new one is whole.
+    """Tells Orbax to keep the newest and the best checkpoints.
+
+    Others are only deleted after a new checkpoint is complete.
 
     Attributes:
-        scores: by step, higher is better; not changed while a save is under way.
+        scores: scores by step. Higher is better. They do not change during a save.
     """
 
     def __init__(self, newest: int | None, best: int):
@@ -314,7 +329,7 @@ class _NewestAndBest:
         self.scores: dict[int, float] = {}
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
-        """One answer a checkpoint; they come oldest first."""
+        """Returns for each checkpoint, oldest first, whether to keep it."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         if self._newest is None:
@@ -325,22 +340,20 @@ class _NewestAndBest:
 
 
 def _without_orbax_trace(record) -> bool:
-    """Orbax logs the trace of an error that is raised here too, where it becomes a sentence."""
+    """Removes the traceback that Orbax logs, because the same error is raised as a message."""
     if "orbax" in record.pathname:
         record.exc_info = None
     return True
 
 
 def _without_orbax_tasks(record) -> bool:
-    """Where one write fails, asyncio logs a trace for the others that fail with it."""
+    """Drops the tracebacks that asyncio logs for other writes when one write fails."""
     message = record.getMessage()
     return not (message.startswith("Task exception was never retrieved") and "orbax" in message)
 
 
 def _on_host(state: TrainState) -> TrainState:
-    """A copy in the memory of the host; it is under way when this returns, and the state may be
-    donated."""
-
+    """Starts a copy to the host's memory. The state may be donated afterwards."""
     kinds = {memory.kind for memory in jax.local_devices()[0].addressable_memories()}
     kind = "pinned_host" if "pinned_host" in kinds else None
     places = jax.tree.map(lambda array: array.sharding.with_memory_kind(kind), state)
@@ -348,8 +361,11 @@ def _on_host(state: TrainState) -> TrainState:
 
 
 def _without_abandoned_writes() -> None:
-    """Where one write fails, Orbax closes the loop in which the others would have ended, and
-    TensorStore would print a trace for each of them."""
+    """Suppresses tracebacks of abandoned writes.
+
+    When one write fails, Orbax closes the event loop of the other writes. TensorStore would then
+    print a traceback for each of them.
+    """
     before = sys.unraisablehook
     if getattr(before, "without_abandoned_writes", False):
         return
@@ -386,8 +402,10 @@ def _damage(step: int, what: str) -> str:
 
 @contextmanager
 def _damage_explained(step: int) -> Iterator[None]:
-    """Turns whatever reading trips over into DamagedCheckpointError; but not a lack of memory or of
-    permission, which says nothing about the checkpoint."""
+    """Replaces errors during reading by DamagedCheckpointError.
+
+    A lack of memory or permission is not replaced, because the checkpoint may be intact.
+    """
     try:
         yield
     except (MemoryError, PermissionError):
@@ -399,7 +417,7 @@ def _damage_explained(step: int) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says first, of the one that began it."""
+    """Returns the first line of the original error."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if number := re.search(r"os_error_code='(\d+)'", str(error)):

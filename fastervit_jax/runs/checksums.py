@@ -1,13 +1,15 @@
-"""Checksums of arrays, the same on every mesh.
+"""Checksums of arrays that do not depend on the mesh.
 
-What is stored may come back changed (a flipped bit on a disk, a file cut short), and Orbax returns
-it as it is. A checksum goes with every array and is compared when it is read.
+Stored data may be damaged (a flipped bit on a disk, a truncated file), and Orbax does not detect
+this. A checksum is therefore stored with every array and is compared when the array is read.
 
-An array's checksum is a sum, modulo 2³², of one number an element, mixed from its bits and its
-place in the array. Devices sum what they hold and the host adds these up, so nothing is gathered
-and the result does not depend on how the array is laid out. (Many programs with collectives in
-flight lock up the forced devices of a CPU.) The mixing is one-to-one for any place: a single
-changed element is always noticed, any other change but with a chance of 1 in 2³².
+The checksum of an array is the sum, modulo 2³², of one number per element. The number is computed
+from the bits of the element and its index in the array. Each device sums its own elements, and the
+host adds the sums of the devices. No array is gathered, and the result does not depend on the
+sharding. (Many simultaneous collectives can block the simulated devices of a CPU.)
+
+For a fixed index, different elements give different numbers. A change of one element is therefore
+always detected. Any other change is missed with a probability of 1 in 2³².
 """
 
 import functools
@@ -25,21 +27,21 @@ _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def checksums(tree) -> dict[str, int]:
-    """The checksum of every array of a tree, by its path in it.
+    """Returns the checksum of every array of a tree, by its path in the tree.
 
-    Type and shape are part of the checksum. Every process of a mesh must call this.
+    The checksum includes dtype and shape. Every process of a mesh must call it.
 
     Raises:
-        TypeError: an element is larger than 4 bytes, which no state of ours holds.
+        TypeError: an element is larger than 4 bytes. A `TrainState` has no such arrays.
     """
     return start_checksums(tree)()
 
 
 def start_checksums(tree) -> Callable[[], dict[str, int]]:
-    """Has the devices make the checksums; what it returns waits for them, in any thread.
+    """Starts computing checksums on the devices. The result waits for them, in any thread.
 
-    The arrays may then be donated. Several processes wait here and now, since they exchange their
-    sums. Otherwise like `checksums`.
+    The arrays may be donated afterwards. With several processes, this function itself waits,
+    because the processes exchange their sums. Otherwise it is like `checksums`.
     """
     arrays = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -66,13 +68,13 @@ def start_checksums(tree) -> Callable[[], dict[str, int]]:
 
 
 def text_checksum(text: str) -> int:
-    """The checksum of a text."""
+    """Returns the checksum of a text."""
     return zlib.crc32(text.encode())
 
 
 @functools.cache
 def _compiled_sum(sharding: Sharding):
-    """The jitted sum of such arrays: one number a device, to be added up; small programs."""
+    """Returns the jitted sum of arrays with a sharding: one number per device."""
     if not isinstance(sharding, NamedSharding):
         return jax.jit(lambda array: _sum_of_mixed(array, _places(array.shape, (), {}))[None])
     mesh, spec = sharding.mesh, sharding.spec
@@ -80,7 +82,7 @@ def _compiled_sum(sharding: Sharding):
 
     def part(array: jax.Array) -> jax.Array:
         total = _sum_of_mixed(array, _places(array.shape, spec, mesh.shape))
-        # Of devices that hold the same, the first counts.
+        # If several devices have the same part, only the first one counts.
         for name in mesh.axis_names:
             if name not in used:
                 total = jnp.where(jax.lax.axis_index(name) == 0, total, 0)
@@ -91,7 +93,7 @@ def _compiled_sum(sharding: Sharding):
 
 
 def _places(shape: tuple[int, ...], spec, sizes: Mapping[str, int]) -> jax.Array:
-    """Places of a part's elements in the whole array, in its order of elements, modulo 2³²."""
+    """Returns the indices of a part's elements in the flattened whole array, modulo 2³²."""
     places, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(range(len(shape))):
         names = _names(spec, axis)
@@ -104,7 +106,7 @@ def _places(shape: tuple[int, ...], spec, sizes: Mapping[str, int]) -> jax.Array
 
 
 def _names(spec, axis: int) -> tuple[str, ...]:
-    """The mesh axes that an axis is split over."""
+    """Returns the mesh axes over which an array axis is split."""
     names = spec[axis] if axis < len(spec) else None
     return (names,) if isinstance(names, str) else tuple(names or ())
 
@@ -113,10 +115,13 @@ def _sum_of_mixed(array: jax.Array, places: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     if array.dtype.itemsize not in _UNSIGNED:
-        raise TypeError(f"There is no checksum for elements of type {array.dtype}.")
+        raise TypeError(
+            f"Invalid dtype for a checksum: expected at most 4 bytes, got {array.dtype}."
+        )
     bits = jax.lax.bitcast_convert_type(array, _UNSIGNED[array.dtype.itemsize]).astype(jnp.uint32)
-    # Odd factors and shifts to the right are one-to-one (the constants are MurmurHash3's and the
-    # golden ratio's); the shift makes places count differently for different bits.
+    # Multiplication by odd numbers and xor with a right shift are one-to-one. The constants are
+    # from MurmurHash3 and the golden ratio. The shift makes the effect of the index depend on the
+    # bits.
     mixed = bits * (places * np.uint32(2 * 0x9E3779B9 % 2**32) + np.uint32(1))
     mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
     return jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)

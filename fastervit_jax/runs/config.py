@@ -1,7 +1,7 @@
-"""What a run is: every key a recipe may set, with its default, and the check of their values.
+"""The config of a run: all keys with their defaults, and the check of their values.
 
-Recipes in `configs/` start from `default_config()` and change it; flags change it further
-(`--config.optimizer.learning_rate=1e-3`). None means the model's own value.
+Recipes in `configs/` start from `default_config()` and change it. Flags change it further
+(`--config.optimizer.learning_rate=1e-3`). None means the value of the model.
 """
 
 import json
@@ -14,9 +14,9 @@ from fastervit_jax.models import FasterViTConfig, variant_config
 from fastervit_jax.models.config import ATTENTION_STAGES
 
 NEW_NAMES = {"average_decay": "ema_decay"}
-"""Keys that have changed their names: old run directories and flags use the old ones."""
+"""Renamed keys. Old work directories and flags use the old names."""
 
-# Keys that may differ from host to host.
+# Keys that may differ between hosts.
 _OF_ONE_HOST = ("data.data_dir", "data.num_workers")
 
 
@@ -167,7 +167,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def by_dotted_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries (`config.to_dict()`) as one: `{"mesh": {"data": 1}}` → `mesh.data`."""
+    """Flattens nested dictionaries: `{"mesh": {"data": 1}}` becomes `{"mesh.data": 1}`."""
     items: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -178,25 +178,25 @@ def by_dotted_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shared_settings(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """What must be the same on all hosts of a run, as JSON by the name of its flag."""
+    """Returns the values that must be the same on all hosts, as JSON by flag name."""
     keys = by_dotted_key(config.to_dict())
     return {f"config.{k}": json.dumps(v) for k, v in keys.items() if k not in _OF_ONE_HOST}
 
 
 def model_config(config: ml_collections.ConfigDict) -> FasterViTConfig:
-    """The network of a run.
+    """Returns the configuration of the network of a run.
 
     Raises:
-        ValueError: it cannot be built; the message says why.
+        ValueError: the configuration is invalid. The message says why.
     """
     try:
         return variant_config(config.model.name, **model_options(config))
     except ValueError as error:
-        raise ValueError(f"config.model: {error}") from None
+        raise ValueError(f"Invalid config.model: {error}") from None
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict:
-    """The changes to the named network."""
+    """Returns the options that differ from the named network."""
     options = {key: value for key, value in config.model.items() if value is not None}
     del options["name"], options["dtype"]
     return options
@@ -205,24 +205,24 @@ def model_options(config: ml_collections.ConfigDict) -> dict:
 def check_config(
     config: ml_collections.ConfigDict, *, batch_shards: int, hosts: int = 1, tensor: int = 1
 ) -> None:
-    """Refuses values that no run can have, before anything is compiled.
+    """Checks the values of a config before anything is compiled.
 
-    What needs the data (such as its number of classes) is checked when it is opened.
+    Values that depend on the data (such as the number of classes) are checked when it is opened.
 
     Args:
-        config: the run's.
-        batch_shards: parts into which the mesh splits a batch (`mesh.batch_shards`).
-        hosts: processes of the run.
+        config: config of the run.
+        batch_shards: number of parts into which the mesh splits a batch (`mesh.batch_shards`).
+        hosts: number of processes of the run.
         tensor: size of the mesh axis `tensor`.
 
     Raises:
-        ValueError: names the key, its value and what would do.
+        ValueError: a value is invalid. The message says the key, the value and what is expected.
     """
     network = model_config(config)
     if network.num_classes < 1:
-        raise _refused("model.num_classes", config.model.num_classes, "at least one class")
+        raise _refused("model.num_classes", config.model.num_classes, "at least 1")
     if network.in_chans != 3:
-        raise _refused("model.in_chans", network.in_chans, "3: images are read as RGB")
+        raise _refused("model.in_chans", network.in_chans, "3, because images are read as RGB")
     if not 0 <= config.seed < 2**32:
         raise _refused("seed", config.seed, "an integer from 0 to 2**32 - 1")
 
@@ -241,7 +241,7 @@ def check_config(
         ),
         "a pair (first step, last step), counted from 1, or (0, 0)",
     )
-    _check(config, "crop.scale", lambda value: value[1] <= 1, "shares of at most 1")
+    _check(config, "crop.scale", lambda value: value[1] <= 1, "numbers of at most 1")
     for key, choices in (
         ("model.dtype", ("float32", "bfloat16")),
         ("crop.interpolation", ("bilinear", "bicubic", "random")),
@@ -281,10 +281,15 @@ def check_config(
         "mixing_probability",
         "erasing_probability",
     ):
-        _check(config, key, lambda value: 0 <= value <= 1, "a probability, 0 to 1")
-    _check(config, "evaluation.crop_fraction", lambda value: 0 < value <= 1, "above 0, at most 1")
+        _check(config, key, lambda value: 0 <= value <= 1, "0 to 1")
+    _check(
+        config,
+        "evaluation.crop_fraction",
+        lambda value: 0 < value <= 1,
+        "a number above 0 and at most 1",
+    )
     for key in ("label_smoothing", "ema_decay"):
-        _check(config, key, lambda value: 0 <= value < 1, "0 or more, below 1")
+        _check(config, key, lambda value: 0 <= value < 1, "a number in [0, 1)")
     for key in ("learning_rate", "warmup_start", "minimum", "weight_decay", "clip_norm"):
         _check(config, f"optimizer.{key}", lambda value: value >= 0, "0 or more")
     _check(
@@ -297,12 +302,12 @@ def check_config(
         config,
         "remat",
         lambda value: len(set(value)) == len(value) and set(value) <= {1, 2, 3, 4},
-        "different stages, 1 to 4, such as (1, 2)",
+        "different stages from 1 to 4, such as (1, 2)",
     )
     _check_tensor(network, tensor)
     _check_groups(config, batch_shards)
     for key in ("batch_size", "evaluation.batch_size"):
-        for parts, what in ((batch_shards, "devices that split a batch"), (hosts, "hosts")):
+        for parts, what in ((batch_shards, "devices that share a batch"), (hosts, "hosts")):
             _check(
                 config,
                 key,
@@ -312,7 +317,7 @@ def check_config(
 
 
 def _check_tensor(network: FasterViTConfig, tensor: int) -> None:
-    """Refuses to split attention blocks that do not come out even."""
+    """Checks that `tensor` divides the widths of the attention blocks."""
     for stage in ATTENTION_STAGES if tensor > 1 else ():
         width = network.widths[stage]
         sizes = {
@@ -323,18 +328,21 @@ def _check_tensor(network: FasterViTConfig, tensor: int) -> None:
         for what, size in sizes.items():
             if network.depths[stage] and size % tensor:
                 raise ValueError(
-                    f"config.mesh.tensor={tensor} cannot be: it does not divide the {size} {what} "
-                    f"of stage {stage + 1}."
+                    f"Invalid config.mesh.tensor={tensor}: must divide the {size} {what} of stage "
+                    f"{stage + 1}."
                 )
 
 
 def batch_norm_group(config: ml_collections.ConfigDict) -> int:
-    """How many images batch norm normalises together."""
+    """Returns the number of images that batch norm normalizes together."""
     return min(config.group_size, config.batch_size // config.accumulate)
 
 
 def mixing_group(config: ml_collections.ConfigDict, batch_shards: int) -> int:
-    """How many images are mixed together, where the mesh splits a batch into `batch_shards`."""
+    """Returns the number of images that are mixed together.
+
+    `batch_shards` is the number of parts into which the mesh splits a batch.
+    """
     return min(config.group_size, config.batch_size // batch_shards)
 
 
@@ -344,7 +352,7 @@ def _check_groups(config: ml_collections.ConfigDict, batch_shards: int) -> None:
         raise _refused(
             "batch_size",
             config.batch_size,
-            f"a multiple of {parts}: {batch_shards} devices that split a batch × "
+            f"a multiple of {parts}, which is {batch_shards} devices that share a batch × "
             f"config.accumulate={config.accumulate}",
         )
     part = config.batch_size // config.accumulate
@@ -352,12 +360,12 @@ def _check_groups(config: ml_collections.ConfigDict, batch_shards: int) -> None:
         raise _refused(
             "group_size",
             config.group_size,
-            f"a number that divides the {part} images that go through the network together",
+            f"a divisor of {part}, the number of images that are processed together",
         )
     per_device = config.batch_size // batch_shards
     if per_device % mixing_group(config, batch_shards):
         raise _refused(
-            "group_size", config.group_size, f"a number that divides a device's {per_device} images"
+            "group_size", config.group_size, f"a divisor of {per_device}, the images per device"
         )
 
 
@@ -370,4 +378,4 @@ def _check(config, key: str, holds, wanted: str) -> None:
 
 
 def _refused(key: str, value, wanted: str) -> ValueError:
-    return ValueError(f"config.{key}={value!r} cannot be: give {wanted}.")
+    return ValueError(f"Invalid config.{key}={value!r}: expected {wanted}.")

@@ -1,4 +1,4 @@
-"""One run in a work directory at a time."""
+"""Lock of a work directory: only one run at a time."""
 
 import contextlib
 import datetime
@@ -19,14 +19,14 @@ _FILE = "running.lock"
 
 @contextlib.contextmanager
 def exclusive(workdir: epath.Path) -> Iterator[None]:
-    """Makes a work directory and holds it; the system lets go of it however the process ends.
+    """Creates and locks a work directory. The lock ends with the process, even after a crash.
 
-    Only the first process of a run holds it. A remote directory (`gs://…`), or a file system
-    without locks, cannot be held: that two runs do not share one is then the user's business.
+    Only the first process of a run takes the lock. Remote directories (`gs://…`) and file systems
+    without locks cannot be locked. There, the user must not start two runs in the same directory.
 
     Raises:
-        OSError: it cannot be made or written to.
-        ValueError: another run holds it.
+        OSError: the directory cannot be created or written to.
+        ValueError: another run uses the directory.
     """
     if jax.process_index() != 0:
         yield
@@ -40,8 +40,8 @@ def exclusive(workdir: epath.Path) -> Iterator[None]:
         file = (Path(workdir) / _FILE).open("a+")
     except OSError as error:
         raise OSError(
-            f"The work directory {workdir} cannot be written to ({error.strerror}): give another "
-            f"--workdir, or the right to write there."
+            f"Cannot write to the work directory {workdir} ({error.strerror}). Use another "
+            "--workdir, or change the permissions."
         ) from None
     with file:
         try:
@@ -49,11 +49,11 @@ def exclusive(workdir: epath.Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ValueError(
-                f"Another run is at work in {workdir} ({file.read().strip() or 'just started'}): "
-                f"wait for its end, or give another --workdir."
+                f"Another run uses {workdir} ({file.read().strip() or 'just started'}). Wait until "
+                "it ends, or use another --workdir."
             ) from None
         except OSError as error:
-            logging.warning("%s cannot be locked (%s): start no second run there.", workdir, error)
+            logging.warning("Cannot lock %s (%s). Do not start a second run there.", workdir, error)
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")

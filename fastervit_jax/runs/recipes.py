@@ -1,4 +1,4 @@
-"""The recipes that come with the package: the files of `configs/`."""
+"""The recipes of the package: the files in `configs/`."""
 
 import importlib.util
 from pathlib import Path
@@ -7,17 +7,17 @@ import ml_collections
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")
-"""Where recipes are: in a checkout, and in an installed package."""
+"""Folders of the recipes: in a checkout, and in an installed package."""
 
 
 def recipe_file(name: str) -> str:
-    """The file of a recipe.
+    """Returns the path of a recipe.
 
     Args:
-        name: a file, or the name of a recipe of the package, such as `digits`.
+        name: path of a file, or name of a recipe of the package, such as `digits`.
 
     Raises:
-        ValueError: there is no such recipe; the message lists those of the package.
+        ValueError: the recipe does not exist. The message lists the recipes of the package.
     """
     if Path(name).is_file():
         return name
@@ -30,10 +30,10 @@ def recipe_file(name: str) -> str:
 
 
 def load_recipe(name: str) -> ml_collections.ConfigDict:
-    """The config of a recipe, by file or name.
+    """Loads the config of a recipe, by path or name.
 
     Raises:
-        ValueError: there is no such recipe.
+        ValueError: the recipe does not exist, or is not a Python file.
     """
     path = recipe_file(name)
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)

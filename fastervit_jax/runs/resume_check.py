@@ -1,4 +1,4 @@
-"""What a checkpoint belongs to, and whether a run may go on from it."""
+"""Check that a run may resume from a checkpoint."""
 
 import functools
 import subprocess
@@ -12,8 +12,8 @@ from fastervit_jax.data import Source
 from fastervit_jax.runs.config import NEW_NAMES, by_dotted_key, default_config
 from fastervit_jax.version import __version__
 
-# Keys that may change when a run goes on: they decide where and how fast it runs, how often it
-# reports, when it stops; not what it computes.
+# Config keys that may change when a run resumes. They do not change the results. They only change
+# where and how fast it runs, how often it reports, and when it stops.
 _FREE = (
     "checkpoint",
     "data.data_dir",
@@ -36,7 +36,7 @@ _FREE = (
 def run_identity(
     config: ml_collections.ConfigDict, training: Source, validation: Source
 ) -> dict[str, Any]:
-    """What is saved with every checkpoint of a run, as JSON values."""
+    """Returns the description of a run that is saved with every checkpoint, as JSON values."""
     return {
         "code": code_version(),
         "config": _as_json(config.to_dict()),
@@ -47,7 +47,7 @@ def run_identity(
 
 @functools.cache
 def code_version() -> dict[str, str]:
-    """Versions of this package and of JAX, and the commit where it runs from a git checkout."""
+    """Returns the versions of this package and of JAX, and the commit in a git checkout."""
     versions = {"fastervit_jax": __version__, "jax": jax.__version__}
     root = Path(__file__).parents[2]
     if (root / ".git").exists():
@@ -62,16 +62,16 @@ def code_version() -> dict[str, str]:
 
 
 def check_same_run(step: int, saved: dict, run: dict, allow_changes: tuple[str, ...]) -> None:
-    """Refuses to go on from a checkpoint of another run.
+    """Checks that a checkpoint belongs to this run.
 
     Args:
-        step: of the checkpoint.
-        saved: what was saved with it.
-        run: `run_identity` of the run that wants to go on.
-        allow_changes: keys that may differ nevertheless, or groups of them (`optimizer`).
+        step: step of the checkpoint.
+        saved: the `run_identity` that was saved with the checkpoint.
+        run: the `run_identity` of this run.
+        allow_changes: config keys, or groups of keys (`optimizer`), that may differ.
 
     Raises:
-        ValueError: lists what differs.
+        ValueError: the run differs. The message lists the differences.
     """
     differences = {
         key: values
@@ -85,15 +85,15 @@ def check_same_run(step: int, saved: dict, run: dict, allow_changes: tuple[str, 
         )
         raise ValueError(
             f"The checkpoint of step {step} belongs to another run:{shown}\n"
-            f"Start the command that it was begun with, or take another --workdir. To go on with "
-            f"these changes: --config.resume.allow_changes={tuple(differences)!r}"
+            "Run the original command again, or use another --workdir. To resume with these "
+            f"changes, pass --config.resume.allow_changes={tuple(differences)!r}"
         )
 
 
 def _differences(saved: dict, run: dict) -> dict[str, tuple]:
-    """By key, what was saved and what is now."""
+    """Returns the saved and the current value of each key that differs."""
     defaults = by_dotted_key(_as_json(default_config().to_dict()))
-    # A key that is newer than the checkpoint had the effect of its default.
+    # A key that is newer than the checkpoint had its default value.
     old, new = {**defaults, **_stored_keys(saved["config"])}, by_dotted_key(run["config"])
     found = {
         key: (old.get(key), new.get(key))
@@ -111,12 +111,12 @@ def _differences(saved: dict, run: dict) -> dict[str, tuple]:
 
 
 def _stored_keys(config: dict) -> dict:
-    """A stored config by dotted key, with the present names of the keys."""
+    """Returns a stored config by dotted key, with the current names of the keys."""
     return {NEW_NAMES.get(key, key): value for key, value in by_dotted_key(config).items()}
 
 
 def _as_json(value):
-    """Tuples as the lists that JSON has."""
+    """Converts tuples to lists, as in JSON."""
     if isinstance(value, dict):
         return {key: _as_json(item) for key, item in value.items()}
     return [_as_json(item) for item in value] if isinstance(value, tuple | list) else value

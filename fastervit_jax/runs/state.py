@@ -1,7 +1,8 @@
-"""The train state: one pytree that holds all that resuming needs."""
+"""The train state: one pytree with everything that is needed to resume."""
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,18 +17,19 @@ from fastervit_jax.parallel.partition import state_shardings
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that changes in training.
+    """Everything that changes during training.
 
-    Randomness is no part of it: what step n draws is a function of the seed and n.
+    Random keys are not part of it. The random draws of step n only depend on the seed and on n.
 
     Attributes:
-        step: updates done, int32 scalar.
+        step: number of updates done, int32 scalar.
         params: parameters by dotted name.
-        statistics: batch-norm statistics by dotted name.
-        optimizer: the optimizer's state.
+        statistics: batch norm statistics by dotted name.
+        optimizer: state of the optimizer.
         ema: EMA of parameters and statistics by dotted name.
-        skipped: steps that changed nothing because loss or gradients were not finite.
-        skipped_in_a_row: how many of the last steps those were.
+        skipped: number of steps that were skipped because the loss or a gradient was not finite,
+            int32 scalar.
+        skipped_in_a_row: number of skipped steps since the last step that was not, int32 scalar.
     """
 
     step: jax.Array
@@ -42,7 +44,7 @@ class TrainState:
 def new_state(
     params: Arrays, statistics: Arrays, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step; the EMA starts as a copy of the model."""
+    """Returns the state before the first step. The EMA starts as a copy of the model."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -57,12 +59,12 @@ def new_state(
 def abstract_state(
     model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shapes, types and places of a train state, without computing any of it.
+    """Returns the shapes, dtypes and shardings of a train state, without computing it.
 
     Args:
-        model: may be abstract (`nnx.eval_shape`).
+        model: the model, which may be abstract (`nnx.eval_shape`).
         optimizer: the optimizer.
-        mesh: where `partition` places the arrays.
+        mesh: the mesh over which `partition` splits the arrays.
     """
     state = jax.eval_shape(
         lambda params, statistics: new_state(params, statistics, optimizer), *arrays_of(model)
@@ -77,9 +79,9 @@ def abstract_state(
 def place_state(
     model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The state before the first step on a mesh, from a model that this host holds whole.
+    """Returns the state before the first step on a mesh, from a model in this host's memory.
 
-    Every host must have made the same model. No device ever holds more than its part.
+    Every host must have the same model. No device ever has more than its part of the state.
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
 
@@ -88,6 +90,8 @@ def place_state(
         return jax.make_array_from_callback(array.shape, sharding, lambda part: on_host[part])
 
     params, statistics = arrays_of(model)
+    chex.assert_trees_all_equal_structs(params, places.params)
+    chex.assert_trees_all_equal_structs(statistics, places.statistics)
     params = {name: place(array, places.params[name]) for name, array in params.items()}
     statistics = {n: place(array, places.statistics[n]) for n, array in statistics.items()}
     return jax.jit(
@@ -96,7 +100,8 @@ def place_state(
 
 
 def ema_model(state: TrainState) -> tuple[Arrays, Arrays]:
-    """The EMA as (parameters, statistics)."""
+    """Returns the EMA of the parameters and of the statistics."""
+    chex.assert_trees_all_equal_shapes(state.ema, {**state.params, **state.statistics})
     return (
         {name: state.ema[name] for name in state.params},
         {name: state.ema[name] for name in state.statistics},

@@ -1,4 +1,4 @@
-"""Reading what a run of `train.py` left in its work directory."""
+"""Read the work directory of a run of `train.py`."""
 
 import dataclasses
 import json
@@ -22,9 +22,9 @@ class Trained:
 
     Attributes:
         model: the module, in inference mode.
-        config: of the run.
-        class_names: in the order of the logits.
-        step: updates it was trained for.
+        config: config of the run.
+        class_names: names of the classes, in the order of the logits.
+        step: number of training steps.
     """
 
     model: FasterViT
@@ -34,13 +34,13 @@ class Trained:
 
 
 def is_workdir(path: epath.PathLike) -> bool:
-    """Whether `train.py` made this directory."""
+    """Returns whether a directory is a work directory of `train.py`."""
     path = epath.Path(path)
     return (path / "config.json").exists() and (path / "checkpoints").exists()
 
 
 def save_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-    """Writes `config.json`, on the first process: whole, or not at all."""
+    """Writes `config.json` atomically. Only the first process writes it."""
     if jax.process_index() == 0:
         write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
@@ -49,18 +49,22 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     """Reads `config.json`.
 
     Raises:
-        ValueError: it is missing, no JSON, or not the config of a run.
+        ValueError: the file is missing, is not JSON, or is not the config of a run.
     """
     path = epath.Path(workdir) / "config.json"
     config = default_config()
     try:
-        config.lock()  # refuses unknown keys
+        config.lock()  # rejects unknown keys
         config.update(_with_new_names(_with_tuples(json.loads(path.read_text()))))
         config.unlock()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error}): is this a work directory?") from None
+        raise ValueError(
+            f"Cannot read {path} ({error}). Check that this is a work directory of train.py."
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not the config of a run of train.py: {error}.") from None
+        raise ValueError(
+            f"Invalid {path}: expected the config of a run of train.py ({error})."
+        ) from None
     return config
 
 
@@ -68,19 +72,18 @@ def load_trained(workdir: epath.PathLike, *, ema: bool = True, dtype: str | None
     """Reads the newest checkpoint of a work directory.
 
     Args:
-        workdir: of `train.py`.
-        ema: whether to take the EMA, which is what training evaluates, or the plain
-            weights.
-        dtype: type of the computation; by default the run's own.
+        workdir: work directory of `train.py`.
+        ema: True for the EMA of the weights, which training evaluates. False for the weights.
+        dtype: dtype of the computation; by default that of the run.
 
     Raises:
-        ValueError: there is no checkpoint, or the newest one is damaged.
+        ValueError: there is no checkpoint, or the newest checkpoint is damaged.
     """
     config = load_config(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.latest_step
     if step is None:
-        raise ValueError(f"{workdir} has no finished checkpoint yet: let train.py go on.")
+        raise ValueError(f"{workdir} has no complete checkpoint yet. Continue the training.")
     network = model_config(config)
     compute = jnp.dtype(dtype or config.model.dtype)
     model = nnx.eval_shape(lambda: FasterViT(network, dtype=compute, rngs=nnx.Rngs(0)))
@@ -98,7 +101,7 @@ def load_trained(workdir: epath.PathLike, *, ema: bool = True, dtype: str | None
 
 
 def _with_tuples(value):
-    """JSON's lists as the tuples that configs hold."""
+    """Converts lists to tuples, as in configs."""
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -107,5 +110,5 @@ def _with_tuples(value):
 
 
 def _with_new_names(config: dict) -> dict:
-    """A stored config with the present names of its keys."""
+    """Returns a stored config with the current names of its keys."""
     return {NEW_NAMES.get(key, key): value for key, value in config.items()}

@@ -1,7 +1,7 @@
-"""Converting: an official file to a converted directory, and weights of ours to an official file.
+"""Conversion between official PyTorch checkpoints and converted directories, in both directions.
 
-What `convert_torch_weights.py` does. In both directions what was written is read back, and compared
-with the official network where that is installed, before it gets its place.
+`convert_torch_weights.py` calls these functions. They read the written weights back before they
+move them to the output path. If the official network is installed, they also compare its logits.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
 Say = Callable[[str], None]
-"""Tells a person one line."""
+"""A function that shows one line of text to the user."""
 
 
 def convert_checkpoint(
@@ -54,44 +54,49 @@ def convert_checkpoint(
     progress: bool = False,
     **options: Any,
 ) -> None:
-    """Turns an official checkpoint into a directory that `create_model(name, weights=…)` loads.
+    """Converts an official checkpoint to a directory that `create_model(name, weights=…)` loads.
 
     Args:
         name: an official model name.
-        checkpoint: a torch or safetensors file (`read_torch_checkpoint`).
+        checkpoint: a torch or safetensors file (see `read_torch_checkpoint`).
         output: the directory to write.
-        ema: take the checkpoint's EMA.
-        overwrite: replace a converted directory that stands there.
-        compare: run what was written, and the official network beside it.
-        say: gets what a person should know, a line at a time.
-        progress: show a progress bar, on a terminal.
-        **options: of `FasterViTConfig`, where the network differs from the named one.
+        ema: convert the EMA of the weights in the checkpoint.
+        overwrite: replace an existing converted directory.
+        compare: compare the logits of the converted weights with the official network.
+        say: function that shows one line of text to the user.
+        progress: show a progress bar if the output is a terminal.
+        **options: options of `FasterViTConfig` that differ from the named model.
 
     Raises:
-        ValueError, ImportError, OSError: nothing was written: the checkpoint is refused, or what
-            came of it does not compute what the official network does. The message says why.
+        ValueError: the checkpoint is invalid, or the logits differ from the official network.
+        ImportError: a required package is not installed.
+        OSError: a file cannot be read or written.
+
+    Nothing is written if an error is raised.
     """
     check_writable(output, overwrite=overwrite)
     say(f"Reading {checkpoint}")
     weights = open_weights(checkpoint, ema=ema)
     if weights.kind != "official":
-        raise ValueError(f"{checkpoint} is no official file: it needs no conversion.")
+        raise ValueError(
+            f"{checkpoint} is not an official checkpoint. It does not need conversion."
+        )
     with (
         staged_directory(output, overwrite=overwrite) as beside,
         _on_the_host(),
     ):
         matched = _convert_into(beside, name, weights, options, say=say, progress=progress)
         if compare:
-            say("Reading it back")
+            say("Reading the written weights back")
             _compare_converted(beside, weights, matched, say)
     say(f"Wrote {output}")
 
 
 def _on_the_host() -> contextlib.AbstractContextManager:
-    """Computes on the CPU: an accelerator may be too small for the model, and is less exact."""
+    """Selects the CPU: an accelerator may have too little memory and is less precise."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS allows no CPU
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return contextlib.nullcontext()
 
 
@@ -120,7 +125,7 @@ def _convert_into(
 
 
 def _compare_converted(directory: Path, weights: Weights, matched: Match, say: Say) -> None:
-    """Runs the network that was written, and the official one on the file it came from."""
+    """Compares the logits of the converted weights with the official network on the checkpoint."""
     loaded = load_model(None, open_weights(directory), {})
     name, config, ours = loaded.info.model, loaded.model.config, our_logits(loaded.model)
     new = {
@@ -129,7 +134,7 @@ def _compare_converted(directory: Path, weights: Weights, matched: Match, say: S
         for key, array in part.items()
         if torch_name(key) in matched.new
     }
-    del loaded  # one network at a time: they may be large
+    del loaded  # free the memory before the official network is built
     theirs = {key: weights.tensors[key].read() for key in weights.tensors}
     _compare(name, config, {**theirs, **new}, ours, say, strict=False)
 
@@ -144,48 +149,55 @@ def export_to_torch(
     say: Say = print,
     progress: bool = False,
 ) -> None:
-    """Writes weights of ours as a file that the official package loads with `strict=True`.
+    """Writes weights to a file that the official package loads with `strict=True`.
 
-    A dictionary with `arch` and `state_dict`. Of a work directory of train.py `state_dict` holds
-    the plain weights and `state_dict_ema` their EMA, as the official training script has
-    it; with `ema`, `state_dict` holds the average, for code that reads nothing else.
+    The file contains a dictionary with `arch` and `state_dict`. For a work directory of train.py,
+    `state_dict` contains the trained weights and `state_dict_ema` contains their EMA, as in files
+    of the official training script. With `ema`, `state_dict` contains the EMA, for code that only
+    reads this key.
 
     Args:
-        name: the official model name, or None for what the weights say.
-        weights: a converted directory, or a work directory of train.py.
+        name: the official model name. None uses the name stored with the weights.
+        weights: a converted directory or a work directory of train.py.
         path: the file to write.
-        ema: of a work directory, store the average as `state_dict`.
-        overwrite: replace a file that stands there.
-        say: gets what a person should know, a line at a time.
-        progress: show a progress bar, on a terminal.
+        ema: for a work directory, store the EMA as `state_dict`.
+        overwrite: replace an existing file.
+        say: function that shows one line of text to the user.
+        progress: show a progress bar if the output is a terminal.
 
     Raises:
-        ValueError, ImportError, OSError: nothing was written; the message says why.
+        ValueError: the weights are invalid, or the logits differ from the official network.
+        ImportError: a required package is not installed.
+        OSError: a file cannot be read or written.
+
+    Nothing is written if an error is raised.
     """
     parts = _parts_to_export(weights, ema)
     saved = _info(parts["state_dict"])
     if name not in (None, saved.model):
-        raise ValueError(f"{weights} holds weights of {saved.model}, not of {name}.")
+        raise ValueError(f"{weights} contains weights of {saved.model}, not of {name}.")
     with (
         staged_file(path, overwrite=overwrite) as beside,
         _on_the_host(),
     ):
         _write_torch_file(beside, saved.model, parts, progress=progress)
-        say("Reading it back")
+        say("Reading the written weights back")
         for key, part in parts.items():
             _compare_exported(beside, key, part, say)
     say(f"Wrote {path}")
 
 
 def _parts_to_export(path: str | Path, ema: bool) -> dict[str, Weights]:
-    """What goes under which key of the file."""
+    """Returns the weights to store, by key of the file."""
     weights = open_weights(path)
     if weights.kind == "official":
-        raise ValueError(f"{path} already is an official file.")
+        raise ValueError(f"{path} is already an official checkpoint.")
     if weights.kind == "workdir" and not ema:
         return {"state_dict": open_weights(path, ema=False), "state_dict_ema": weights}
     if weights.kind == "converted" and ema:
-        raise ValueError(f"{path} is a converted directory, which has no EMA.")
+        raise ValueError(
+            f"{path} is a converted directory. It does not contain an EMA; omit --ema."
+        )
     return {"state_dict": weights}
 
 
@@ -204,14 +216,16 @@ def _write_torch_file(
 
 
 def _compare_exported(path: Path, key: str, weights: Weights, say: Say) -> None:
-    """Makes sure that a file holds exactly our weights, and that the official network agrees."""
+    """Checks that a file contains exactly our weights and that the official network agrees."""
     import torch
 
     stored = read_torch_checkpoint(path, ema=key == "state_dict_ema")
     for name, tensor in weights.tensors.items():
         theirs = from_torch_layout(stored.tensors[torch_name(name)].read())
         if not np.array_equal(tensor.read(), theirs):
-            raise ValueError(f"{path}: {name} is not what was written; the disk may be failing.")
+            raise ValueError(
+                f"{path}: {name} differs from the written values. The disk may be failing."
+            )
     loaded = load_model(None, weights, {})
     name, config, ours = loaded.info.model, loaded.model.config, our_logits(loaded.model)
     del loaded
@@ -228,10 +242,10 @@ def _compare(
     *,
     strict: bool,
 ) -> None:
-    """Compares logits with the official network's, which gets `state`, and says how it went.
+    """Compares logits with those of the official network with the weights `state`.
 
     Raises:
-        ValueError: they differ by more than `TOLERANCE`.
+        ValueError: the logits differ by more than `TOLERANCE`.
     """
     try:
         theirs = official_logits(name, config, state, strict=strict)
@@ -245,13 +259,13 @@ def _compare(
     )
     if not difference <= TOLERANCE:
         raise ValueError(
-            f"Not the same as {result}; {TOLERANCE:.0e} is allowed. Nothing was written. Please "
-            f"report this, with the file's origin."
+            f"The logits differ from {result}. The limit is {TOLERANCE:.0e}. Nothing was written. "
+            "Please report this, and say where the file comes from."
         )
     say(f"Compared with {result}.")
 
 
 def _info(weights: Weights) -> WeightsInfo:
     if weights.info is None:
-        raise ValueError(f"{weights.path} does not say which model it is.")
+        raise ValueError(f"{weights.path} does not store the name of its model.")
     return weights.info

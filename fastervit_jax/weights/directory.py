@@ -1,8 +1,12 @@
-"""Converted weights on disk: a directory of `weights.safetensors` and `metadata.json`.
+"""Converted weights on disk: a directory with `weights.safetensors` and `metadata.json`.
 
-Safetensors rather than an Orbax checkpoint (which training uses): the file is only numbers, nothing
-in it can run; any tool reads it; one array can be read without the others; and it opens at once.
-`metadata.json` says what the arrays are and holds a SHA-256 of each.
+Converted weights are stored as safetensors, not as an Orbax checkpoint (which training uses):
+
+- The file contains only numbers. Reading it cannot run code.
+- Many tools read it.
+- It opens immediately, and single arrays can be read.
+
+`metadata.json` describes the arrays and contains a SHA-256 of each one.
 """
 
 import contextlib
@@ -28,14 +32,14 @@ METADATA, ARRAYS = "metadata.json", "weights.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class WeightsInfo:
-    """What weights belong to.
+    """Describes weights.
 
     Attributes:
-        model: the official name of the network.
-        overrides: options that differ from that network's own.
-        preprocessing: how it wants its images.
-        class_names: in the order of the logits, or None.
-        source: where they come from: file name, SHA-256 and the like, as JSON values.
+        model: official name of the network.
+        overrides: options that differ from the defaults of that network.
+        preprocessing: preprocessing of the images.
+        class_names: names in the order of the logits, or None.
+        source: origin of the weights, such as file name and SHA-256, as JSON values.
     """
 
     model: str
@@ -46,11 +50,11 @@ class WeightsInfo:
 
 
 class DamagedWeightsError(ValueError):
-    """A converted directory is not as it was written; the message names the array where it can."""
+    """A converted directory is damaged. The message names the damaged array if it is known."""
 
 
 def is_converted(path: str | Path) -> bool:
-    """Whether this is a directory that `save_arrays` wrote."""
+    """Returns whether `path` is a directory that `save_arrays` wrote."""
     try:
         return json.loads((Path(path) / METADATA).read_bytes()).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
@@ -64,25 +68,25 @@ def save_arrays(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes a converted directory, whole or not at all.
+    """Writes a converted directory atomically.
 
-    It is written beside its place and renamed, so that a process killed at any moment leaves the
-    old directory or none.
+    The files are written to a temporary directory, which is then renamed. A process that is killed
+    leaves the old directory or none.
 
     Args:
-        directory: where to; its parent is made.
-        arrays: float32 by dotted name, in our layout.
-        info: what they belong to.
-        overwrite: replace a converted directory that stands there.
+        directory: the directory to write. Missing parents are created.
+        arrays: float32 arrays by dotted name, in our layout.
+        info: description of the weights.
+        overwrite: replace an existing converted directory.
 
     Raises:
-        FileExistsError: something stands there.
-        ValueError: an array is not float32, or not finite.
+        FileExistsError: the path exists and may not be replaced.
+        ValueError: an array is not float32, or contains NaN or infinity.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if array.dtype != np.float32:
-            raise ValueError(f"{name} is {array.dtype}: weights are saved in float32.")
+            raise ValueError(f"Invalid dtype of {name}: expected float32, got {array.dtype}.")
         check_finite(name, array)
     metadata = {
         "format": FORMAT,
@@ -101,10 +105,10 @@ def save_arrays(
 
 @contextlib.contextmanager
 def staged_directory(directory: str | Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty directory beside its place, put there when the block ends without an error.
+    """Yields an empty temporary directory, and renames it to `directory` if there is no error.
 
     Raises:
-        FileExistsError: something stands there that may not be replaced (`check_writable`).
+        FileExistsError: the path exists and may not be replaced (see `check_writable`).
     """
     directory = Path(directory)
     check_writable(directory, overwrite=overwrite)
@@ -112,7 +116,7 @@ def staged_directory(directory: str | Path, *, overwrite: bool) -> Iterator[Path
     beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         yield beside
-        readable = 0o666 & ~_umask()  # temporary and safetensors files are private at first
+        readable = 0o666 & ~_umask()  # temporary files are created private
         for written in beside.iterdir():
             written.chmod(readable)
             flush(written)
@@ -125,7 +129,7 @@ def staged_directory(directory: str | Path, *, overwrite: bool) -> Iterator[Path
 
 
 def _readable_json(metadata: dict[str, Any]) -> str:
-    """JSON with a line for each value, and for each array."""
+    """Returns JSON with one line per value and per array."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in metadata.items()]
     arrays = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in metadata["arrays"].items()]
     lines[-1] = '"arrays": {\n' + ",\n".join(arrays) + "\n }"
@@ -133,22 +137,22 @@ def _readable_json(metadata: dict[str, Any]) -> str:
 
 
 def check_writable(directory: str | Path, *, overwrite: bool) -> None:
-    """Raises FileExistsError where `save_arrays` would not write."""
+    """Raises FileExistsError if `save_arrays` may not write to `directory`."""
     directory = Path(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if not is_converted(directory):
         raise FileExistsError(
-            f"{directory} exists and is not a converted directory: choose another place."
+            f"{directory} exists and is not a converted directory. Choose another path."
         )
     if not overwrite:
         raise FileExistsError(
-            f"{directory} exists: choose another place, or --overwrite (overwrite=True)."
+            f"{directory} exists. Choose another path, or use --overwrite (overwrite=True)."
         )
 
 
 def _put_in_place(new: Path, directory: Path) -> None:
-    """Renames a finished directory to its place, and removes what stood there."""
+    """Renames `new` to `directory` and removes the old directory."""
     if not directory.exists():
         new.rename(directory)
         return
@@ -163,7 +167,7 @@ def _put_in_place(new: Path, directory: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Makes sure that a file, or a directory's entries, are on the disk."""
+    """Flushes a file or the entries of a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some file systems cannot flush directories
@@ -179,11 +183,11 @@ def _umask() -> int:
 
 
 def open_arrays(directory: str | Path) -> tuple[dict[str, StoredTensor], WeightsInfo]:
-    """Opens a converted directory; each array is checked against its SHA-256 when it is read.
+    """Opens a converted directory. Each array is checked against its SHA-256 when it is read.
 
     Raises:
-        DamagedWeightsError: something is missing or damaged.
-        ValueError: it is of another version.
+        DamagedWeightsError: a file or array is missing or damaged.
+        ValueError: the directory has another format version.
     """
     directory = Path(directory)
     metadata = _read_metadata(directory)
@@ -201,7 +205,7 @@ def open_arrays(directory: str | Path) -> tuple[dict[str, StoredTensor], Weights
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedWeightsError(
-            f"{directory / METADATA} is damaged: {error!r}. Convert again."
+            f"{directory / METADATA} is damaged: {error!r}. Convert the weights again."
         ) from None
     return _open_file(directory / ARRAYS, described), info
 
@@ -211,15 +215,17 @@ def _read_metadata(directory: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"{directory} is no converted directory: {error}.") from None
+        raise ValueError(f"{directory} is not a converted directory: {error}.") from None
     except ValueError as error:
-        raise DamagedWeightsError(f"{path} is damaged ({error}): convert again.") from None
+        raise DamagedWeightsError(
+            f"{path} is damaged ({error}). Convert the weights again."
+        ) from None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} does not describe converted weights: convert again.")
+        raise ValueError(f"{path} does not describe converted weights. Convert the weights again.")
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{directory} has format version {metadata.get('format_version')}; this fastervit_jax "
-            f"reads {FORMAT_VERSION}: convert again, or update."
+            f"Invalid format version of {directory}: expected {FORMAT_VERSION}, got "
+            f"{metadata.get('format_version')}. Convert the weights again, or update fastervit_jax."
         )
     return metadata
 
@@ -237,12 +243,12 @@ def _open_file(
     for name, (shape, _) in described.items():
         if found.get(name) != shape:
             raise DamagedWeightsError(
-                f"{path} is damaged: {name} should have shape {shape}, but has {found.get(name)}."
+                f"{path} is damaged: expected {name} of shape {shape}, got {found.get(name)}."
             )
     extra = found.keys() - described.keys()
     if extra:
         raise DamagedWeightsError(
-            f"{path} is damaged: metadata.json knows nothing of {joined(sorted(extra))}."
+            f"{path} is damaged: metadata.json does not list {joined(sorted(extra))}."
         )
 
     def reader(name: str, sha256: str):
@@ -250,8 +256,8 @@ def _open_file(
             array = file.get_tensor(name)
             if array.dtype != np.float32 or _sha256(array) != sha256:
                 raise DamagedWeightsError(
-                    f"{path} is damaged: {name} is not what was written (its SHA-256 differs). "
-                    f"Convert or copy it again."
+                    f"{path} is damaged: the SHA-256 of {name} differs from the one in "
+                    f"metadata.json. Convert or copy the weights again."
                 )
             return array
 
@@ -264,7 +270,7 @@ def _open_file(
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    """Names the first array that is lost, where a file was cut off."""
+    """Returns an error message. For a truncated file, it names the first missing array."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -277,20 +283,20 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         ]
         if lost:
             return (
-                f"{path} is cut off: {len(lost)} arrays are lost, from {min(lost)[1]} on. Convert "
-                f"or copy it again."
+                f"{path} is truncated: {len(lost)} arrays are missing, beginning with "
+                f"{min(lost)[1]}. Convert or copy the weights again."
             )
-    return f"{path} is damaged ({error}): convert or copy it again."
+    return f"{path} is damaged ({error}). Convert or copy the weights again."
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
-    """Raises ValueError where an array has NaN or infinity."""
+    """Raises ValueError if an array contains NaN or infinity."""
     finite = np.isfinite(array)
     if not finite.all():
         count = array.size - np.count_nonzero(finite)
         raise ValueError(
-            f"{name} has {count} values of {array.size} that are NaN or infinite: training "
-            f"diverged, or the file is damaged."
+            f"{name} contains {count} NaN or infinite values out of {array.size}. Training "
+            "diverged, or the file is damaged."
         )
 
 
@@ -299,7 +305,7 @@ def _sha256(array: np.ndarray) -> str:
 
 
 def tupled(value):
-    """JSON's lists as tuples, all the way down."""
+    """Converts lists to tuples, recursively."""
     if isinstance(value, dict):
         return {key: tupled(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Published weights: fetched from the Hugging Face hub, converted once, kept in a cache."""
+"""Published weights: downloaded from the Hugging Face Hub, converted once, and cached."""
 
 import importlib.util
 import os
@@ -20,7 +20,7 @@ FILES = {
     "faster_vit_4_21k_512": "fastervit_4_21k_512_w32.pth.tar",
     "faster_vit_4_21k_768": "fastervit_4_21k_768_w48.pth.tar",
 }
-"""The published file of each model; an any_res model starts from its sibling's."""
+"""Published file of each model. An any_res model uses the file of its square sibling."""
 
 TERMS = (
     "These weights are NVIDIA's, made available under the NVIDIA Source Code License-NC "
@@ -29,10 +29,10 @@ TERMS = (
 
 
 def cache_directory() -> Path:
-    """Where converted weights are kept.
+    """Returns the directory of cached converted weights.
 
-    `FASTERVIT_JAX_CACHE` where the environment sets it, else `fastervit_jax` in the user's cache
-    directory (`XDG_CACHE_HOME`, or `~/.cache`).
+    This is the environment variable `FASTERVIT_JAX_CACHE` if it is set. Otherwise it is
+    `fastervit_jax` in the user's cache directory (`XDG_CACHE_HOME` or `~/.cache`).
     """
     own = os.environ.get("FASTERVIT_JAX_CACHE")
     if own:
@@ -42,24 +42,27 @@ def cache_directory() -> Path:
 
 
 def tell(line: str) -> None:
-    """Prints to standard error: standard output belongs to whoever asked for the model."""
+    """Prints to standard error, because the caller's program may use standard output."""
     print(line, file=sys.stderr, flush=True)
 
 
 def pretrained_directory(name: str, *, say: Callable[[str], None] = tell) -> Path:
-    """The converted published weights of a model, fetched and converted if they are not cached.
+    """Returns a directory with the published weights of a model, converted.
+
+    Downloads and converts the weights if they are not cached.
 
     Args:
-        name: an official model name; an any_res model's are its square sibling's.
-        say: gets what a person should know, a line at a time.
+        name: an official model name. An any_res model uses the weights of its square sibling.
+        say: function that shows one line of text to the user.
 
     Returns:
-        A converted directory. Once it is there, neither the network nor torch is needed.
+        A converted directory. Later calls need neither the internet nor torch.
 
     Raises:
-        ValueError: the name is unknown, or what came from the hub is not what it should be.
-        ImportError: torch or huggingface_hub is missing, and nothing is cached.
-        OSError: the hub cannot be reached and nothing is cached, or the cache cannot be written.
+        ValueError: the name is unknown, or the downloaded file is damaged.
+        ImportError: torch or huggingface_hub is not installed, and the weights are not cached.
+        OSError: the weights are not cached and the hub cannot be reached, or the cache is not
+            writable.
     """
     square = square_sibling(name)
     directory = cache_directory() / f"v{FORMAT_VERSION}" / square
@@ -68,9 +71,9 @@ def pretrained_directory(name: str, *, say: Callable[[str], None] = tell) -> Pat
     for package in ("torch", "huggingface_hub"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(
-                f"Fetching the weights of {square} for the first time needs {package}, which is "
-                f"not installed: pip install 'fastervit-jax[convert]'. Once converted they load "
-                f"without it."
+                f"Downloading the weights of {square} needs {package}, which is not installed. "
+                "Run pip install 'fastervit-jax[convert]'. After the conversion, the weights load "
+                "without it."
             )
     _check_cache(directory)
     say(TERMS)
@@ -78,13 +81,13 @@ def pretrained_directory(name: str, *, say: Callable[[str], None] = tell) -> Pat
     try:
         convert_checkpoint(square, file, directory, compare=False, say=say)
     except FileExistsError:
-        if not is_converted(directory):  # unless another process was faster
+        if not is_converted(directory):  # another process did not write it either
             raise
     return directory
 
 
 def _check_cache(directory: Path) -> None:
-    """Raises OSError where the cache cannot be written, before anything large is fetched."""
+    """Raises OSError before the download if the cache is not writable."""
     parent = directory.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -93,21 +96,21 @@ def _check_cache(directory: Path) -> None:
         writable = False
     if not writable:
         raise OSError(
-            f"The cache {parent} cannot be written: set FASTERVIT_JAX_CACHE to a directory that "
-            f"can."
+            f"The cache directory {parent} is not writable. Set FASTERVIT_JAX_CACHE to a writable "
+            "directory."
         )
 
 
 def _download(filename: str) -> Path:
-    """A file of the hub, from the hub's own cache if it is there; its SHA-256 is the hub's."""
+    """Downloads a file, or takes it from the hub's cache, and checks its SHA-256."""
     path = _fetch(filename, force=False)
     if _is_damaged(path):
-        # Such as a download that was resumed after its beginning had been damaged.
+        # For example, the first part was damaged before the download was resumed.
         path = _fetch(filename, force=True)
     if _is_damaged(path):
         raise ValueError(
-            f"{filename} arrived damaged twice: its SHA-256 is not the one that the hub announces. "
-            f"Try again later."
+            f"{filename} was downloaded twice, and both times its SHA-256 differed from the hub's. "
+            "Try again later."
         )
     return path
 
@@ -117,20 +120,20 @@ def _fetch(filename: str, *, force: bool) -> Path:
 
     try:
         return Path(hf_hub_download(REPOSITORY, filename, force_download=force))
-    # Which errors the library lets through, of HTTP clients and its own, differs by version.
+    # The library raises its own errors and those of HTTP clients. Both depend on its version.
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise OSError(
-            f"{filename} of {REPOSITORY} could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}). It is not cached either: connect to the network "
-            f"and try again, or give a file that you have as weights."
+            f"Cannot download {filename} of {REPOSITORY} from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason}), and it is not cached. Connect to the internet "
+            "and try again, or pass a local file as weights."
         ) from error
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether a file is not what the hub announced.
+    """Returns whether the SHA-256 of a file differs from the hub's.
 
-    The hub's cache names large files by the SHA-256 that the hub announces.
+    In the hub's cache, the name of a large file is its SHA-256.
     """
     announced = path.resolve().name
     return bool(re.fullmatch("[0-9a-f]{64}", announced)) and file_sha256(path) != announced

@@ -1,4 +1,4 @@
-"""Weights from anywhere into a network: what a path holds, and filling a model from it."""
+"""Open weights of any kind (converted, official, trained) and load them into a model."""
 
 import dataclasses
 import functools
@@ -43,16 +43,17 @@ from fastervit_jax.weights.torch_files import read_torch_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights that a path holds, opened but not read.
+    """Weights that are opened but not yet read.
 
     Attributes:
-        path: where they are.
-        kind: "converted" (our directory), "official" (a torch or safetensors file) or "workdir"
-            (of train.py).
-        tensors: by our names, or for "official" by the official ones.
-        info: what the weights say they belong to; None for official files, which do not.
-        part: which of several sets of weights was opened, such as "state_dict_ema".
-        notes: what a person should know, a sentence each.
+        path: path of the weights.
+        kind: "converted" (a converted directory), "official" (a torch or safetensors file) or
+            "workdir" (a work directory of train.py).
+        tensors: tensors by name. The names are official names if `kind` is "official", otherwise
+            ours.
+        info: description of the weights; None for official files, which have none.
+        part: name of the opened set if there are several, such as "state_dict_ema".
+        notes: sentences to show to the user.
     """
 
     path: Path
@@ -64,20 +65,23 @@ class Weights:
 
 
 def open_weights(path: str | Path, *, ema: bool | None = None) -> Weights:
-    """Opens whatever holds weights: a converted directory, an official file or a work directory.
+    """Opens weights: a converted directory, an official file or a work directory.
 
     Args:
-        path: where.
-        ema: take the EMA. By default a work directory's EMA, which is what
-            training evaluates, and an official file's plain weights, as the official loader does.
+        path: path of the weights.
+        ema: whether to use the EMA of the weights. The default is True for a work directory,
+            because training evaluates the EMA. It is False for an official file, as in the official
+            loader.
 
     Raises:
-        ValueError, ImportError, OSError: it cannot be read; the message says why.
+        ValueError: the path does not contain valid weights.
+        ImportError: a required package is not installed.
+        OSError: a file cannot be read.
     """
     local = Path(path)
     if is_converted(local) or (local / METADATA).is_file():
         if ema:
-            raise ValueError(f"{path} holds one set of weights, and no EMA beside it.")
+            raise ValueError(f"{path} contains only one set of weights and no EMA. Omit --ema.")
         tensors, info = open_arrays(local)
         return Weights(local, "converted", tensors, info)
     if not local.is_file():
@@ -87,13 +91,13 @@ def open_weights(path: str | Path, *, ema: bool | None = None) -> Weights:
             return _open_workdir(path, ema=ema is not False)
     if is_remote(path):
         raise ValueError(
-            f"{path} is no work directory of train.py, and other weights are read from local disks "
-            f"alone: copy it first."
+            f"{path} is not a work directory of train.py. Other weights can only be read from a "
+            "local disk. Copy them first."
         )
     if local.is_dir():
         raise ValueError(
-            f"{path} holds no weights: it is neither a converted directory ({METADATA}) nor a work "
-            f"directory of train.py (config.json and checkpoints/)."
+            f"No weights in {path}: expected a converted directory ({METADATA}) or a work "
+            "directory of train.py (config.json and checkpoints/)."
         )
     official = read_torch_checkpoint(local, ema=bool(ema))
     return Weights(local, "official", official.tensors, None, official.weights, official.notes)
@@ -127,13 +131,13 @@ def _open_workdir(path: str | Path, *, ema: bool) -> Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model filled with weights.
+    """A model with loaded weights.
 
     Attributes:
-        model: in inference mode.
-        info: what it is: name, preprocessing at its resolution, class names.
-        match: which arrays the weights filled.
-        lines: what a person should know, a line each; empty where nothing is remarkable.
+        model: the model, in inference mode.
+        info: its name, preprocessing and class names.
+        match: which arrays were loaded from the weights.
+        lines: lines to show to the user; empty if every array was loaded as it is.
     """
 
     model: FasterViT
@@ -151,19 +155,19 @@ def load_model(
     rngs: nnx.Rngs | None = None,
     progress: bool = False,
 ) -> Loaded:
-    """Builds a network and fills it.
+    """Builds a model and loads weights into it.
 
     Args:
-        name: an official model name; None takes what the weights say.
-        weights: of `open_weights`.
-        requested: options that the user gave; others are those the weights were saved with. They
-            also say what may differ from the weights (`matching.match`).
-        dtype: type of the computation.
-        rngs: where new weights come from, if there are any; default `nnx.Rngs(0)`.
-        progress: show a progress bar, on a terminal.
+        name: an official model name; None uses the name stored with the weights.
+        weights: result of `open_weights`.
+        requested: options that the user passed. Other options are those stored with the weights.
+            The requested options also determine which arrays may differ (see `matching.match`).
+        dtype: dtype of the computation.
+        rngs: random keys for new arrays; default `nnx.Rngs(0)`.
+        progress: show a progress bar if the output is a terminal.
 
     Raises:
-        ValueError: the weights are another model's, do not fit, or are damaged.
+        ValueError: the weights belong to another model, do not fit, or are damaged.
     """
     name, config, lines = _target(name, weights, requested)
     model = abstract_model(config, dtype=dtype)
@@ -208,14 +212,15 @@ def save_model(
 
     Args:
         model: any FasterViT.
-        directory: where to; written whole or not at all.
-        class_names: in the order of the logits; by default those of the model, if it has any.
-        overwrite: replace a converted directory that stands there.
-        source: what the weights come from, as JSON values.
+        directory: the directory to write. It is written completely or not at all.
+        class_names: names in the order of the logits. The default is the model's class names, if it
+            has any.
+        overwrite: replace an existing converted directory.
+        source: origin of the weights, as JSON values.
 
     Raises:
-        FileExistsError: something stands there.
-        ValueError: a weight is NaN or infinite, or there are too few or many class names.
+        FileExistsError: the path exists and may not be replaced.
+        ValueError: a weight is NaN or infinite, or the number of class names is wrong.
     """
     check_writable(directory, overwrite=overwrite)
     name = _name_of(model)
@@ -223,8 +228,8 @@ def save_model(
         class_names = getattr(model, "class_names", None)
     if class_names is not None and len(class_names) != model.config.num_classes:
         raise ValueError(
-            f"There are {len(class_names)} class names, but the model has "
-            f"{model.config.num_classes} classes."
+            f"Invalid class_names: expected {model.config.num_classes} names, one per class of the "
+            f"model, got {len(class_names)}."
         )
     preprocessing = getattr(model, "preprocessing", None) or default_preprocessing(name)
     info = WeightsInfo(
@@ -239,7 +244,7 @@ def save_model(
 
 
 def config_overrides(name: str, config: FasterViTConfig) -> dict[str, Any]:
-    """Options of a configuration that differ from the named network's own."""
+    """Returns the options that differ from the defaults of the named model."""
     own = dataclasses.asdict(variant_config(name))
     given = dataclasses.asdict(config)
     return {option: value for option, value in given.items() if value != own[option]}
@@ -248,24 +253,24 @@ def config_overrides(name: str, config: FasterViTConfig) -> dict[str, Any]:
 def _target(
     name: str | None, weights: Weights, requested: Mapping[str, Any]
 ) -> tuple[str, FasterViTConfig, list[str]]:
-    """Name and configuration of the network to fill, and what to say about them."""
+    """Returns name and configuration of the model to build, and lines for the user."""
     info = weights.info
     if info is None:
         if name is None:
-            raise ValueError(f"{weights.path} does not say which model it is: give the name.")
+            raise ValueError(f"{weights.path} does not store the name of its model. Pass the name.")
         return name, variant_config(name, **requested), []
     name = name or info.model
     saved, lines = dict(info.overrides), []
     if name != info.model:
         if square_sibling(name) != square_sibling(info.model):
-            raise ValueError(f"{weights.path} holds weights of {info.model}, not of {name}.")
+            raise ValueError(f"{weights.path} contains weights of {info.model}, not of {name}.")
         saved.pop("resolution", None)
         lines = [f"Weights of {info.model} for its sibling {name}."]
     return name, variant_config(name, **{**saved, **requested}), lines
 
 
 def _label(weights: Weights) -> str:
-    """What a message calls weights."""
+    """Returns the name of the weights for messages."""
     if weights.info is None:
         return str(weights.path)
     options = "".join(f", {key}={value}" for key, value in weights.info.overrides.items())
@@ -273,7 +278,9 @@ def _label(weights: Weights) -> str:
 
 
 def square_sibling(name: str) -> str:
-    """The square model whose published weights a model shares; itself if it is square.
+    """Returns the model of fixed resolution that has the same published weights.
+
+    A model of fixed resolution is its own sibling.
 
     Raises:
         ValueError: the name is unknown.
@@ -285,13 +292,13 @@ def square_sibling(name: str) -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file as a hexadecimal string."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that `to_torch_layout` gives."""
+    """Returns the shape of an array after `to_torch_layout`."""
     return tuple(shape[axis] for axis in (3, 2, 0, 1)) if len(shape) == 4 else shape[::-1]
 
 
@@ -299,18 +306,18 @@ def _read(weights: Weights, name: str) -> jax.Array:
     tensor = weights.tensors[name]
     if "float" not in tensor.dtype:
         raise ValueError(
-            f"{weights.path}: {name} is {tensor.dtype}, but weights are floating point."
+            f"{weights.path}: invalid dtype of {name}: expected floating point, got {tensor.dtype}."
         )
     array = tensor.read()
     check_finite(f"{weights.path}: {name}", array)
     if weights.kind == "official":
         array = from_torch_layout(array)
-    # A copy: the file may be mapped into memory, and jax would keep pointing into it.
+    # Copy, because the file may be memory-mapped and JAX would keep a reference to it.
     return jnp.array(array, jnp.float32, copy=True)
 
 
 class _Keys:
-    """Random keys one after another, like `nnx.Rngs`, which traces slowly."""
+    """A sequence of random keys. It replaces `nnx.Rngs`, which is slow to trace."""
 
     def __init__(self, key: jax.Array):
         self._key = key
@@ -321,7 +328,7 @@ class _Keys:
 
 
 def _initial_weights(config: FasterViTConfig, names: Sequence[str], rngs: nnx.Rngs) -> Arrays:
-    """New weights for some of a network's arrays, without drawing the others."""
+    """Draws initial values for the named arrays only."""
 
     def draw(key: jax.Array) -> Arrays:
         keys: Any = _Keys(key)
@@ -343,16 +350,16 @@ def describe(
     *,
     keep_class_names: bool = True,
 ) -> WeightsInfo:
-    """Gives a model the attributes `name`, `class_names` and `preprocessing`.
+    """Sets the attributes `name`, `class_names` and `preprocessing` of a model.
 
     Args:
-        model: any.
-        name: its official name.
-        saved: what its weights say of themselves.
-        keep_class_names: whether the logits still mean the saved classes.
+        model: any FasterViT.
+        name: official name of the model.
+        saved: description stored with the weights.
+        keep_class_names: whether the logits still belong to the saved classes.
 
     Returns:
-        What it is.
+        The description of the model.
     """
     config = model.config
     info = WeightsInfo(
@@ -365,7 +372,7 @@ def describe(
         class_names=saved.class_names if saved and keep_class_names else None,
         source=saved.source if saved else {},
     )
-    # Plain values, so that they are part of the module's structure: they survive nnx.split.
+    # Plain values are part of the module's structure and survive nnx.split.
     for attribute, value in (
         ("name", name),
         ("class_names", info.class_names),
@@ -376,7 +383,7 @@ def describe(
 
 
 def _name_of(model: FasterViT) -> str:
-    """The published network that a model is, or is nearest to."""
+    """Returns the name of the published model with the fewest different options."""
     any_res = model.config.any_res
     name = getattr(model, "name", None)
     if name in VARIANTS and VARIANTS[name].get("any_res", False) == any_res:

@@ -1,8 +1,10 @@
-"""Every array accounted for: which tensor of a checkpoint fills which array of a network.
+"""Match the tensors of a checkpoint with the arrays of a network.
 
-Nothing is left out silently. By default the two must agree in every name and shape. What may differ
-is what was asked for: another number of classes replaces the head, another geometry (resolution,
-windows, carrier tokens) the parts that exist only for some geometries.
+By default, every name and every shape must match. Nothing is skipped silently. Differences are only
+allowed if the user asked for them:
+
+- Another number of classes replaces the head.
+- Another geometry (resolution, windows, carrier tokens) replaces the parts that depend on it.
 """
 
 import dataclasses
@@ -21,13 +23,13 @@ GEOMETRY_OPTIONS = frozenset({"resolution", "window_size", "ct_size", "hat"})
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What a checkpoint gives to a network.
+    """Result of matching a checkpoint with a network.
 
     Attributes:
-        taken: names that are filled from the checkpoint.
-        new: names that keep their initial values.
-        unused: the checkpoint's tensors that the network has no place for.
-        resized: position modules whose coordinates are those of another size in the checkpoint.
+        taken: names of arrays that are loaded from the checkpoint.
+        new: names of arrays that keep their initial values.
+        unused: names of tensors of the checkpoint that the network does not use.
+        resized: position modules that have another size in the checkpoint.
     """
 
     taken: tuple[str, ...]
@@ -37,22 +39,20 @@ class Match:
 
     @property
     def complete(self) -> bool:
-        """Whether the network is the checkpoint's own, nothing new and nothing left over."""
+        """Whether no array is new and no tensor is unused."""
         return not self.new and not self.unused
 
     def lines(self) -> list[str]:
-        """What a person should know, a line a group; empty if nothing is new or left out."""
+        """Returns lines for the user; empty if every tensor was loaded as it is."""
         if self.complete and not self.resized:
             return []
-        lines = [f"Taken over: {len(self.taken)} of {len(self.taken) + len(self.new)} tensors."]
+        lines = [f"Loaded {len(self.taken)} of {len(self.taken) + len(self.new)} tensors."]
         if self.new:
             lines.append(f"New, with initial values ({len(self.new)}): {', '.join(self.new)}.")
         if self.unused:
-            lines.append(f"Not taken over ({len(self.unused)}): {', '.join(self.unused)}.")
+            lines.append(f"Not loaded ({len(self.unused)}): {', '.join(self.unused)}.")
         if self.resized:
-            lines.append(
-                f"Position networks taken over for another size: {', '.join(self.resized)}."
-            )
+            lines.append(f"Position networks loaded for another size: {', '.join(self.resized)}.")
         return lines
 
 
@@ -64,17 +64,18 @@ def match(
     *,
     checkpoint: str,
 ) -> Match:
-    """Decides which of the offered tensors fill the wanted arrays.
+    """Decides which tensors of a checkpoint are loaded into which arrays of a network.
 
     Args:
-        wanted: shapes of the network's arrays, by the checkpoint's names and in its layout.
+        wanted: shapes of the network's arrays, with the names and layout of the checkpoint.
         offered: shapes of the checkpoint's tensors.
-        config: of the network.
-        requested: options that the user gave: what may differ follows from them.
-        checkpoint: what messages call the checkpoint.
+        config: configuration of the network.
+        requested: options that the user passed. They determine what may differ.
+        checkpoint: name of the checkpoint for messages.
 
     Raises:
-        ValueError: lists what is missing, unexpected or of another shape, and the likely cause.
+        ValueError: tensors are missing, unexpected or of another shape. The message lists them and
+            the likely cause.
     """
     allowed = _Differences(wanted, offered, config, frozenset(requested))
     known_buffers, resized, wrong = _check_buffers(offered, config, allowed)
@@ -106,12 +107,12 @@ def match(
 
 
 class _Differences:
-    """What may differ between a network and a checkpoint, by what was asked for.
+    """Allowed differences between a network and a checkpoint.
 
     Attributes:
-        geometry: carrier tokens may have other positions: any_res networks start so from a square
-            one's checkpoint.
-        windows: windows may have another size.
+        geometry: whether carrier tokens may have other positions. This is how any_res networks
+            load the checkpoint of their square sibling.
+        windows: whether windows may have another size.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class _Differences:
         self.windows = "window_size" in requested
 
     def is_new(self, name: str) -> bool:
-        """Whether an array of the network keeps its initial values."""
+        """Returns whether an array of the network keeps its initial values."""
         role = _role(name)
         if role == "head":
             return self._head
@@ -143,7 +144,7 @@ class _Differences:
         )
 
     def is_unused(self, name: str) -> bool:
-        """Whether a tensor that the network has no place for may be left behind."""
+        """Returns whether a tensor that is not in the network may be skipped."""
         role = _role(name)
         if role == "head":
             return self._head
@@ -153,7 +154,7 @@ class _Differences:
             return True
         stage = int(name.split(".")[1])
         in_hat = self._config.hat is not None and self._config.hat[stage]
-        # Carrier tokens without positions, or a single window, which needs none.
+        # Carrier tokens without positions, or one window, which needs no carrier tokens.
         without_use = role == "carrier position" or not self._config.geometry(stage).hierarchical
         return self.geometry and in_hat and without_use
 
@@ -161,7 +162,7 @@ class _Differences:
 def _check_buffers(
     offered: Shapes, config: FasterViTConfig, allowed: _Differences
 ) -> tuple[set[str], list[str], list[str]]:
-    """Names of known buffers, position modules of another size, and shapes that are wrong."""
+    """Returns names of known buffers, position modules of another size, and wrong shapes."""
     statistics = (name for name in offered if name.endswith("running_mean"))
     known = {name.replace("running_mean", torch_buffers.COUNT) for name in statistics}
     resized, wrong = [], []
@@ -172,8 +173,8 @@ def _check_buffers(
             for name, shape in module.shapes.items()
             if name in offered and offered[name] != shape
         }
-        # The bias of a window covers its carrier tokens too: its size alone says nothing of the
-        # window's.
+        # The bias of a window includes its carrier tokens, so its size does not determine the
+        # size of the window.
         only_tokens = (
             all(name.endswith(torch_buffers.BIAS) for name in differing) and module.relative
         )
@@ -186,7 +187,7 @@ def _check_buffers(
 
 
 def _role(name: str) -> str:
-    """What an array is for, by our name or the official one."""
+    """Returns the role of an array, given our name or the official one."""
     if name.startswith("head."):
         return "head"
     if not re.match(r"(levels|stages)\.[0-3]\.", name):
@@ -199,8 +200,8 @@ def _role(name: str) -> str:
 
 
 def _both_shapes(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
-    return f"{name} ({_by(theirs)} there, {_by(ours)} here)"
+    return f"{name} (expected {_by(ours)}, got {_by(theirs)})"
 
 
 def _by(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "a scalar"
+    return "×".join(map(str, shape)) or "scalar"

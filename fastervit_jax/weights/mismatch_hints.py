@@ -1,4 +1,4 @@
-"""Guessing why a checkpoint does not fit: what its shapes say that it is."""
+"""Guess from the shapes of a checkpoint why it does not fit a network."""
 
 import re
 from collections.abc import Mapping
@@ -14,22 +14,28 @@ _STEM, _STEM_OUT = "patch_embed.conv_down.0.weight", "patch_embed.conv_down.3.we
 
 
 def likely_causes(offered: Shapes, wanted: Shapes, config: FasterViTConfig) -> list[str]:
-    """Why an official checkpoint most likely does not fit, a sentence each; empty if unknown.
+    """Returns the likely causes why an official checkpoint does not fit, one sentence each.
 
     Args:
-        offered: shapes of the checkpoint's tensors by official name.
-        wanted: shapes of the network's, by official name.
-        config: of the network.
+        offered: shapes of the checkpoint's tensors, by official name.
+        wanted: shapes of the network's arrays, by official name.
+        config: configuration of the network.
+
+    Returns:
+        The sentences; empty if the cause is unknown.
     """
-    if _STEM not in wanted:  # names are ours: a converted directory, which says what it is
+    if _STEM not in wanted:  # our names: a converted directory, which stores its model
         return []
     if _STEM not in offered:
-        return ["Likely cause: these are not FasterViT's names; it is another network's file."]
+        return ["Likely cause: the file belongs to another network. Its names are not FasterViT's."]
     found, own = _architecture(offered), _architecture(wanted)
     if found != own:
         alike = [name for name in VARIANTS if _is_variant(name, found)]
-        guess = f"its sizes are those of {' or '.join(alike)}" if alike else "its sizes are others"
-        return [f"Likely cause: another model's file; {guess} ({_text(found)}; here {_text(own)})."]
+        guess = f" Its sizes are those of {' or '.join(alike)}." if alike else ""
+        return [
+            f"Likely cause: the file belongs to another model.{guess} Expected {_text(own)}, got "
+            f"{_text(found)}."
+        ]
 
     causes = []
     windows = _windows(offered)
@@ -38,26 +44,26 @@ def likely_causes(offered: Shapes, wanted: Shapes, config: FasterViTConfig) -> l
     }
     if other_windows:
         needed = tuple(windows.get(stage, side) for stage, side in enumerate(config.window_size))
-        causes.append(f"Likely cause: other windows; the checkpoint's are window_size={needed}.")
+        causes.append(f"Likely cause: other windows. The checkpoint has window_size={needed}.")
     if offered.get("head.weight") != wanted.get("head.weight"):
         classes = offered.get("head.weight", (0,))[0]
         causes.append(
-            f"Likely cause: other classes; the checkpoint has {classes}, the model "
-            f"{config.num_classes}. num_classes={classes} keeps its head; giving "
-            f"num_classes={config.num_classes} yourself starts a new one."
+            f"Likely cause: other classes. The checkpoint has {classes} classes, the model has "
+            f"{config.num_classes}. Pass num_classes={classes} to keep the head of the checkpoint, "
+            f"or num_classes={config.num_classes} to start with a new head."
         )
     theirs, ours = _carrier_stages(offered), _carrier_stages(wanted)
     if theirs != ours:
         causes.append(
-            f"Likely cause: carrier tokens in other stages; the checkpoint has them in "
-            f"{theirs or 'none'}, the model in {ours or 'none'} (counted from 1). Giving hat, a "
-            f"true or false for each stage, starts new ones or leaves them out."
+            "Likely cause: carrier tokens in other stages. The checkpoint has them in stages "
+            f"{theirs or 'none'}, the model in {ours or 'none'} (counted from 1). Pass hat, one "
+            "true or false per stage, to add new ones or to omit them."
         )
     return causes
 
 
 def _architecture(shapes: Shapes) -> dict[str, Any]:
-    """Sizes that tell one published network from another."""
+    """Returns the sizes that distinguish the published networks."""
     blocks = {match.groups() for name in shapes if (match := _BLOCK.match(name))}
     depths = tuple(sum(stage == str(number) for stage, _ in blocks) for number in range(4))
     return {
@@ -75,7 +81,7 @@ def _is_variant(name: str, architecture: dict[str, Any]) -> bool:
 
 
 def _windows(shapes: Shapes) -> dict[int, int]:
-    """Window sides by stage, as far as the stored coordinate tables tell."""
+    """Returns window sides by stage, from the stored coordinate tables."""
     names = {s: f"levels.{s}.blocks.0.attn.pos_emb_funct.{TABLE}" for s in ATTENTION_STAGES}
     return {stage: (shapes[name][1] + 1) // 2 for stage, name in names.items() if name in shapes}
 

@@ -1,4 +1,4 @@
-"""Which tensor of the official PyTorch model each of our arrays is, and in which layout.
+"""Map our array names and layouts to those of the official PyTorch model.
 
 Our names are paths in the NNX state, joined by dots, such as `stages.2.blocks.0.conv1.kernel`.
 """
@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-# Applied in this order to the path without its last part.
+# These are applied in order to the path without its last part.
 _MODULES = [
     (r"^stem\.conv1", "patch_embed.conv_down.0"),
     (r"^stem\.norm1", "patch_embed.conv_down.1"),
@@ -48,11 +48,11 @@ _LEAVES = {
 
 TOKENIZER = "global_tokenizer.to_global_feature.pos."
 TOKENIZER_COPY = "global_tokenizer.pos_embed."
-"""The official state dict holds the carrier-token convolution under both names."""
+"""The official state dict contains the carrier token convolution under both names."""
 
 
 def torch_name(name: str) -> str:
-    """The official name of one of our arrays."""
+    """Returns the official name of one of our arrays."""
     module, leaf = name.rsplit(".", 1)
     for pattern, replacement in _MODULES:
         module = re.sub(pattern, replacement, module)
@@ -60,14 +60,14 @@ def torch_name(name: str) -> str:
 
 
 def to_torch_layout(array: np.ndarray) -> np.ndarray:
-    """Ours → torch's: convolutions HWIO → OIHW, linear layers IO → OI, vectors unchanged."""
+    """Converts our layout to torch's: convolutions HWIO to OIHW, linear layers IO to OI."""
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     return array.T
 
 
 def from_torch_layout(array: np.ndarray) -> np.ndarray:
-    """Torch's → ours; the inverse of `to_torch_layout`."""
+    """Converts torch's layout to ours, the inverse of `to_torch_layout`."""
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     return array.T

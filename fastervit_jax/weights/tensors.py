@@ -1,4 +1,4 @@
-"""A tensor in a file that has not been read yet."""
+"""Tensors in files that are not read yet."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,12 +7,12 @@ import numpy as np
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a file: what it is, and how to read it.
+    """A tensor in a file.
 
     Attributes:
-        shape: in the file's own layout.
-        dtype: the file's name for its type, such as "float16".
-        read: returns it as float32 in the file's own layout, perhaps without copying.
+        shape: shape in the layout of the file.
+        dtype: name of the dtype in the file, such as "float16".
+        read: returns the tensor as float32 in the layout of the file. It may not be a copy.
     """
 
     shape: tuple[int, ...]
@@ -21,7 +21,7 @@ class StoredTensor(NamedTuple):
 
 
 def joined(names, limit: int = 12) -> str:
-    """Names for a message, the first few in full."""
+    """Joins the first `limit` names and adds the number of the others, for messages."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""Writing an official checkpoint: our arrays as the official model's state dict."""
+"""Write our arrays as a state dict of the official model."""
 
 import contextlib
 import os
@@ -26,24 +26,24 @@ State = dict[str, "torch.Tensor"]
 
 
 def state_to_torch(arrays: Mapping[str, np.ndarray], config: FasterViTConfig) -> State:
-    """The state dict of the official model, complete enough for `strict=True`.
+    """Returns the state dict of the official model, which loads with `strict=True`.
 
     Args:
-        arrays: all parameters and statistics by our dotted names.
-        config: of the network they belong to.
+        arrays: all parameters and statistics, by our dotted names.
+        config: configuration of the network.
 
     Returns:
-        Tensors by official name: weights in torch's layout, the carrier-token convolution under
-        both its names (one tensor, stored once), and the derived buffers. The position biases are
-        those that the official model computes in a forward pass, which its `switch_to_deploy`
-        relies on; `num_batches_tracked` is 0.
+        Tensors by official name: the weights in torch's layout and the derived buffers. The carrier
+        token convolution is one tensor under two names and is stored once. The position biases are
+        those that the official model computes in a forward pass, because its `switch_to_deploy`
+        needs them. `num_batches_tracked` is 0.
     """
     import torch
 
     state: State = {}
     for name, array in arrays.items():
         theirs = torch_name(name)
-        # `np.array` copies: torch may not share memory that is mapped or read-only.
+        # `np.array` copies, because torch must not share memory that is mapped or read-only.
         tensor = torch.from_numpy(np.array(to_torch_layout(array), np.float32, order="C"))
         state[theirs] = tensor
         if TOKENIZER in theirs:
@@ -74,7 +74,7 @@ def _add_position_buffers(state: State, config: FasterViTConfig) -> None:
 
 
 def _coordinate_table(side: int) -> "torch.Tensor":
-    """`torch_buffers.coordinate_table`, rounded to float32 at each step as officially."""
+    """Computes `torch_buffers.coordinate_table` in float32, as the official code does."""
     import torch
 
     steps = torch.arange(1 - side, side, dtype=torch.float32) / (side - 1) * 8
@@ -92,7 +92,7 @@ def _network(module: torch_buffers.PositionModule, state: State, coordinates: "t
 
 
 def _embedding(module: torch_buffers.PositionModule, state: State) -> "torch.Tensor":
-    """What is added to a square of tokens: [1, side², features]."""
+    """Returns the embedding that is added to a square of tokens, `[1, side², features]`."""
     import torch
 
     half = module.side // 2
@@ -104,29 +104,32 @@ def _embedding(module: torch_buffers.PositionModule, state: State) -> "torch.Ten
 def _attention_bias(
     module: torch_buffers.PositionModule, state: State, table: "torch.Tensor", index: "torch.Tensor"
 ) -> "torch.Tensor":
-    """What is added to attention logits: [1, heads, tokens, tokens], zero for those in front."""
+    """Returns the bias of the attention logits, `[1, heads, tokens, tokens]`.
+
+    The bias of the carrier tokens in front of the window's tokens is zero.
+    """
     import torch
 
     square, in_front = module.side**2, module.tokens - module.side**2
     rows = _network(module, state, table).reshape(-1, module.features)
-    # Contiguous before the sigmoid, as there: the last bit depends on it.
+    # Make it contiguous before the sigmoid as in the official code. The last bit depends on it.
     pairs = rows[index.reshape(-1)].reshape(square, square, -1).permute(2, 0, 1).contiguous()
     return torch.nn.functional.pad(16 * torch.sigmoid(pairs), (in_front, 0, in_front, 0))[None]
 
 
 @contextlib.contextmanager
 def staged_file(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
-    """A file's name beside its place, put there when the block ends without an error.
+    """Yields a temporary path, and renames the file to `path` if there is no error.
 
     Raises:
-        FileExistsError: something stands there.
+        FileExistsError: the path exists and may not be replaced.
     """
     path = Path(path)
     if path.is_dir():
-        raise FileExistsError(f"{path} is a directory: name a file.")
+        raise FileExistsError(f"{path} is a directory. Pass the path of a file.")
     if path.exists() and not overwrite:
         raise FileExistsError(
-            f"{path} exists: choose another name, or --overwrite (overwrite=True)."
+            f"{path} exists. Choose another path, or use --overwrite (overwrite=True)."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:

@@ -1,7 +1,7 @@
-"""The official model's derived buffers: in its state dict, but no weights of ours.
+"""Buffers of the official model that our model derives from its configuration and weights.
 
-Tables of relative coordinates, indices into them, position biases kept for deployment, and counts
-of batches. They follow from the configuration and the weights.
+They are in the official state dict: tables of relative coordinates, indices into these tables,
+position biases for deployment, and batch counts of batch norm.
 """
 
 import math
@@ -22,16 +22,16 @@ SUFFIXES = (TABLE, INDEX, BIAS, COUNT)
 
 
 class PositionModule(NamedTuple):
-    """An official module that turns coordinates of a square into something to add.
+    """An official position module. It maps the coordinates of a square to a bias or an embedding.
 
     Attributes:
-        name: its path in the official model.
-        side: of the square whose positions it knows.
-        tokens: how many tokens it adds to; those that the square lacks come first, with zero.
-        features: heads of an attention bias, or width of an embedding.
-        relative: whether it is an attention bias (`PosEmbMLPSwinv2D`; otherwise
-            `PosEmbMLPSwinv1D`, an embedding of tokens).
-        of_carriers: whether its tokens are the carrier tokens of all windows.
+        name: path in the official model.
+        side: side of the square, in tokens.
+        tokens: number of tokens. Tokens outside the square come first and get zero.
+        features: number of heads for an attention bias, width for an embedding.
+        relative: True for an attention bias (`PosEmbMLPSwinv2D`), False for an embedding of tokens
+            (`PosEmbMLPSwinv1D`).
+        of_carriers: whether the tokens are the carrier tokens of all windows.
     """
 
     name: str
@@ -43,7 +43,7 @@ class PositionModule(NamedTuple):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of its buffers by full name."""
+        """Shapes of the buffers, by full name."""
         if not self.relative:
             return {f"{self.name}.{BIAS}": (1, self.tokens, self.features)}
         steps, square = 2 * self.side - 1, self.side**2
@@ -55,7 +55,7 @@ class PositionModule(NamedTuple):
 
 
 def position_modules(config: FasterViTConfig) -> Iterator[PositionModule]:
-    """The position modules of the official model of this configuration."""
+    """Yields the position modules of the official model with this configuration."""
     for stage in ATTENTION_STAGES:
         window, width = config.window_size[stage], config.widths[stage]
         heads = config.num_heads[stage]
@@ -81,7 +81,11 @@ def position_modules(config: FasterViTConfig) -> Iterator[PositionModule]:
 
 
 def position_index(side: int) -> np.ndarray:
-    """For each pair of positions of a square, the row of the coordinate table: int64."""
+    """Returns the row of the coordinate table for each pair of positions.
+
+    Returns:
+        int64 `[side², side²]`.
+    """
     row, column = np.divmod(np.arange(side**2), side)
     rows = row[:, None] - row[None, :] + side - 1
     columns = column[:, None] - column[None, :] + side - 1
@@ -89,7 +93,11 @@ def position_index(side: int) -> np.ndarray:
 
 
 def coordinate_table(side: int) -> np.ndarray:
-    """Log-spaced relative coordinates (row, column): [1, 2·side−1, 2·side−1, 2], float64."""
+    """Returns log-spaced relative coordinates (row, column).
+
+    Returns:
+        float64 `[1, 2·side − 1, 2·side − 1, 2]`.
+    """
     scaled = np.arange(1 - side, side) / (side - 1) * 8
     steps = np.sign(scaled) * np.log2(np.abs(scaled) + 1) / 3
     return np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1)[None]
@@ -101,14 +109,17 @@ _ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 def stored_coordinates(tensors: Mapping[str, StoredTensor]) -> list[str]:
     """Compares stored coordinates and indices with the derived ones.
 
-    The official model loads them, ours derives them. Averaging a checkpoint's tables over many
-    steps moves them by up to 1e-4.
+    The official model loads them, our model derives them. In an EMA of the weights, the stored
+    tables differ by up to 1e-4.
 
     Args:
-        tensors: of an official checkpoint, by official name.
+        tensors: tensors of an official checkpoint, by official name.
 
     Returns:
-        A line where they differ beyond rounding, else none.
+        One line for the user if they differ by more than rounding, otherwise an empty list.
+
+    Raises:
+        ValueError: the shape of a table or an index does not belong to a square.
     """
     differences = {}
     for name, tensor in tensors.items():
@@ -119,7 +130,9 @@ def stored_coordinates(tensors: Mapping[str, StoredTensor]) -> list[str]:
         else:
             continue
         if derived.shape != tensor.shape:
-            raise ValueError(f"{name} has shape {tensor.shape}, which no square has.")
+            raise ValueError(
+                f"Invalid shape of {name}: expected {derived.shape}, got {tensor.shape}."
+            )
         difference = np.abs(tensor.read() - derived).max()
         if not difference <= 4 * _ROUNDING.get(tensor.dtype, 2.0**-23):
             differences[name] = difference
@@ -128,6 +141,6 @@ def stored_coordinates(tensors: Mapping[str, StoredTensor]) -> list[str]:
     worst = max(differences, key=lambda name: differences[name])
     return [
         f"Stored coordinates differ from the derived ones in {len(differences)} tensors, by up to "
-        f"{differences[worst]:.1e} ({worst}). The official model uses the stored ones, ours the "
-        f"derived ones."
+        f"{differences[worst]:.1e} ({worst}). The official model uses the stored ones. This model "
+        "uses the derived ones."
     ]

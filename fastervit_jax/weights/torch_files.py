@@ -1,8 +1,8 @@
-"""Reading official checkpoints, without running anything that is in them.
+"""Read official checkpoints without running code from them.
 
-Torch files are opened by torch's safe loader alone, which builds tensors and plain containers and
-refuses everything else. Of the classes a pickle may name, only `argparse.Namespace` is allowed
-besides: the official training script stores its arguments in one.
+Torch files are only opened with torch's safe loader. It builds tensors and plain containers and
+rejects everything else. The only additional class is `argparse.Namespace`, in which the official
+training script stores its arguments.
 """
 
 import argparse
@@ -18,20 +18,20 @@ from fastervit_jax.weights.names import TOKENIZER, TOKENIZER_COPY
 from fastervit_jax.weights.tensors import StoredTensor, joined
 
 _FORMS = ("state_dict", "model")
-"""Keys under which checkpoints hold their weights, as the official loader looks for them."""
+"""Keys of the weights in a checkpoint, in the order of the official loader."""
 
 _CHUNK = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
 class OfficialCheckpoint:
-    """Tensors of an official checkpoint, by their official names, without prefixes.
+    """Tensors of an official checkpoint.
 
     Attributes:
-        tensors: each tensor once: of the two names of the carrier-token convolution,
-            `…to_global_feature.pos.*` alone.
-        weights: the key that held them, or "" where the file is nothing but tensors.
-        notes: what a person should know, a sentence each.
+        tensors: tensors by official name without prefixes. The carrier token convolution has two
+            official names; only `…to_global_feature.pos.*` is kept.
+        weights: key of the weights in the file, or "" if the file contains only tensors.
+        notes: sentences to show to the user.
     """
 
     tensors: dict[str, StoredTensor]
@@ -40,24 +40,25 @@ class OfficialCheckpoint:
 
 
 def read_torch_checkpoint(path: str | Path, *, ema: bool = False) -> OfficialCheckpoint:
-    """Opens a torch or safetensors file; tensors are mapped into memory, not read yet.
+    """Opens a torch or safetensors file. Tensors are memory-mapped and read later.
 
     Args:
-        path: any checkpoint that the official code or its training script writes: a dictionary
-            with `state_dict`, or `model`, or of nothing but tensors; or a safetensors file.
-        ema: take the EMA, `state_dict_ema`.
+        path: a checkpoint of the official code or its training script. It is a dictionary with
+            `state_dict` or `model`, a dictionary of tensors, or a safetensors file.
+        ema: use the EMA of the weights, `state_dict_ema`.
 
     Raises:
-        ValueError: the file is damaged, is something else, or would have to run code to be read.
-        ImportError: torch is needed and missing.
-        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is not a checkpoint, or cannot be read without running
+            code.
+        ImportError: torch is needed and not installed.
+        FileNotFoundError: the file does not exist.
     """
     path = Path(path)
     kind = _kind(path)
     notes: list[str] = []
     if kind == "safetensors":
         if ema:
-            raise ValueError(f"{path} is a safetensors file, which has no state_dict_ema.")
+            raise ValueError(f"{path} is a safetensors file and has no state_dict_ema. Omit --ema.")
         tensors, weights = _open_safetensors(path), ""
     else:
         if kind == "zip":
@@ -66,23 +67,23 @@ def read_torch_checkpoint(path: str | Path, *, ema: bool = False) -> OfficialChe
         state, weights, notes = _weights_of(content, path, ema)
         tensors = {name: _from_torch(name, tensor, path) for name, tensor in state.items()}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors.")
+        raise ValueError(f"{path} contains no tensors.")
     tensors, more_notes = _without_prefixes(tensors)
     return OfficialCheckpoint(_tokenizer_once(tensors, path), weights, tuple(notes + more_notes))
 
 
 def _kind(path: Path) -> str:
-    """What a file's first bytes say it is: "zip", "pickle" or "safetensors"."""
+    """Returns the kind of a file from its first bytes: "zip", "pickle" or "safetensors"."""
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(f"File not found: {path}.")
     if path.is_dir():
         raise ValueError(f"{path} is a directory, not a checkpoint file.")
     size = path.stat().st_size
     if not size:
-        raise ValueError(f"{path} is empty: its download or copy failed.")
+        raise ValueError(f"{path} is empty. Download or copy it again.")
     with path.open("rb") as file:
         start = file.read(64)
-    # Safetensors begin with the length of their header, which is JSON.
+    # A safetensors file begins with the length of its JSON header.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 30:
         return "safetensors"
     if start.startswith(b"PK"):
@@ -91,19 +92,19 @@ def _kind(path: Path) -> str:
         return "pickle"
     hint = ""
     if start.startswith(b"version https://git-lfs"):
-        hint = " It is a git-lfs pointer: fetch the file itself with `git lfs pull`."
+        hint = " It is a git-lfs pointer. Download the file with `git lfs pull`."
     elif start.lstrip().startswith(b"<"):
-        hint = " It looks like a web page: the download went wrong."
+        hint = " It looks like a web page. Download it again."
     raise ValueError(
-        f"{path} is neither a torch nor a safetensors file: it begins with {start[:16]!r}.{hint}"
+        f"{path} is not a torch or safetensors file. It begins with {start[:16]!r}.{hint}"
     )
 
 
 def _check_archive(path: Path) -> None:
-    """Makes sure that a zip file is a whole one, by torch, with every checksum right."""
+    """Checks that a zip file is complete, was written by torch, and has valid checksums."""
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is cut off: the end of its archive is missing. Download or copy it again."
+            f"{path} is truncated: the end of the archive is missing. Download or copy it again."
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -111,12 +112,12 @@ def _check_archive(path: Path) -> None:
             parts = {name.split("/", 1)[1] for name in names if "/" in name}
             if "constants.pkl" in parts:
                 raise ValueError(
-                    f"{path} is a TorchScript program, not a checkpoint: save the model's "
-                    f"state_dict() with torch.save."
+                    f"{path} is a TorchScript program, not a checkpoint. Save the model's "
+                    "state_dict() with torch.save."
                 )
             if "data.pkl" not in parts:
                 raise ValueError(
-                    f"{path} is a zip archive, but not one that torch.save wrote: it holds "
+                    f"{path} is a zip archive that torch.save did not write. It contains "
                     f"{joined(names, 3) or 'nothing'}."
                 )
             for name in names:
@@ -124,7 +125,7 @@ def _check_archive(path: Path) -> None:
                     while record.read(_CHUNK):
                         pass
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{path} is damaged ({error}): download or copy it again.") from None
+        raise ValueError(f"{path} is damaged ({error}). Download or copy it again.") from None
 
 
 def _load_safely(path: Path, *, memory_map: bool):
@@ -132,13 +133,13 @@ def _load_safely(path: Path, *, memory_map: bool):
         import torch
     except ImportError:
         raise ImportError(
-            f"Reading {path} needs PyTorch, which is not installed: pip install torch (the CPU "
-            f"build does). Converted directories need none."
+            f"Reading {path} needs PyTorch, which is not installed. Run pip install torch; the CPU "
+            "build is enough. Converted directories do not need PyTorch."
         ) from None
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 6):
-        # CVE-2025-32434: before 2.6 a file could run code in spite of `weights_only`.
+        # CVE-2025-32434: before 2.6, a file could run code despite `weights_only`.
         raise ImportError(
-            f"torch {torch.__version__} cannot read files safely: install 2.6 or newer."
+            f"torch {torch.__version__} cannot read files safely. Install torch 2.6 or newer."
         )
     import pickle
 
@@ -149,43 +150,45 @@ def _load_safely(path: Path, *, memory_map: bool):
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             raise ValueError(
-                f"{path} is refused: reading it would run {wanted[1]}, and a checkpoint needs only "
-                f"tensors and plain values. Nothing was run. If you trust where it comes from, "
-                f"store its state_dict alone with torch.save."
+                f"{path} was rejected because reading it would run {wanted[1]}. A checkpoint only "
+                "needs tensors and plain values. No code was run. If you trust the source of the "
+                "file, save only its state_dict with torch.save."
             ) from None
         raise ValueError(
-            f"{path} cannot be read safely: it holds more than tensors and plain values, or is "
-            f"damaged. Nothing was run."
+            f"{path} cannot be read safely. It contains more than tensors and plain values, or is "
+            "damaged. No code was run."
         ) from None
     except (EOFError, OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
+        reason = str(error).splitlines()[0] if str(error) else "unexpected end of file"
         raise ValueError(
-            f"{path} is no torch checkpoint, or a damaged one ({reason}): download or copy it "
-            f"again."
+            f"{path} is not a torch checkpoint, or is damaged ({reason}). Download or copy it "
+            "again."
         ) from None
 
 
 def _weights_of(content, path: Path, ema: bool) -> tuple[Mapping, str, list[str]]:
-    """The dictionary of tensors in what a file holds, its key, and notes."""
+    """Returns the dictionary of tensors, its key in the file, and notes for the user."""
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"{path} holds a {type(content).__name__}; a checkpoint is a dictionary of tensors."
+            f"Invalid checkpoint {path}: expected a dictionary of tensors, got "
+            f"{type(content).__name__}."
         )
     notes = []
     if ema:
         key = "state_dict_ema"
         if key not in content:
             raise ValueError(
-                f"{path} has no EMA: its keys are {joined(map(str, content))}. Leave out --ema."
+                f"{path} has no EMA. Its keys are {joined(map(str, content))}. Omit --ema."
             )
     else:
         key = next((form for form in _FORMS if form in content), "")
         if "state_dict_ema" in content:
-            notes.append("The file also holds an EMA (state_dict_ema): --ema takes it.")
+            notes.append("The file also contains an EMA (state_dict_ema). Use --ema to convert it.")
     state = content[key] if key else content
     if not isinstance(state, Mapping):
         raise ValueError(
-            f"{path}: {key!r} is a {type(state).__name__}, not a dictionary of tensors."
+            f"{path}: invalid {key!r}: expected a dictionary of tensors, got "
+            f"{type(state).__name__}."
         )
     return state, key, notes
 
@@ -195,11 +198,13 @@ def _from_torch(name, tensor, path: Path) -> StoredTensor:
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise ValueError(
-            f"{path} is no checkpoint of weights: its entry {str(name)!r} is a "
-            f"{type(tensor).__name__}, not a tensor, and it has no {' or '.join(_FORMS)}."
+            f"{path} is not a checkpoint of weights. Its entry {str(name)!r} is a "
+            f"{type(tensor).__name__}, not a tensor, and it has no key {' or '.join(_FORMS)}."
         )
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
-        raise ValueError(f"{path}: {name} is no weight: a {tensor.dtype} {tensor.layout} tensor.")
+        raise ValueError(
+            f"{path}: {name} is not a weight. It is a {tensor.dtype} {tensor.layout} tensor."
+        )
 
     def read() -> np.ndarray:
         return tensor.detach().to(torch.float32).numpy()
@@ -219,15 +224,15 @@ _SAFETENSORS_TYPES = {
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    import ml_dtypes  # noqa: F401  (teaches numpy bfloat16, which safetensors then finds)
+    import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy for safetensors)
     from safetensors import SafetensorError, safe_open
 
     try:
         file = safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is a damaged safetensors file, or a cut off one ({error}): download or copy "
-            f"it again."
+            f"{path} is a damaged or truncated safetensors file ({error}). Download or copy it "
+            "again."
         ) from None
     tensors = {}
     for name in file.keys():  # noqa: SIM118  (not a dictionary)
@@ -235,8 +240,8 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         dtype = _SAFETENSORS_TYPES.get(piece.get_dtype())
         if dtype is None:
             raise ValueError(
-                f"{path}: {name} has type {piece.get_dtype()}; weights are "
-                f"{', '.join(_SAFETENSORS_TYPES)}."
+                f"{path}: invalid dtype of {name}: expected one of "
+                f"{', '.join(_SAFETENSORS_TYPES)}, got {piece.get_dtype()}."
             )
 
         def read(name=name) -> np.ndarray:
@@ -249,14 +254,16 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
 def _without_prefixes(
     tensors: dict[str, StoredTensor],
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Drops `module.` where all names have it, and keeps `encoder.*` alone where there is any."""
+    """Removes `module.` if all names have it. Keeps only `encoder.*` if such names exist."""
     notes = []
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if any(name.startswith("encoder.") for name in tensors):
         others = [name for name in tensors if not name.startswith("encoder.")]
         if others:
-            notes.append(f"Left out, because not below `encoder.`: {joined(others)}.")
+            notes.append(
+                f"Skipped, because the name does not begin with `encoder.`: {joined(others)}."
+            )
         tensors = {
             name.removeprefix("encoder."): tensor
             for name, tensor in tensors.items()
@@ -266,7 +273,7 @@ def _without_prefixes(
 
 
 def _tokenizer_once(tensors: dict[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
-    """Leaves the carrier-token convolution under one name, whether a file has one or both."""
+    """Keeps the carrier token convolution under one name, even if the file has both."""
     once = {}
     for name, tensor in tensors.items():
         main = name.replace(TOKENIZER_COPY, TOKENIZER)
@@ -278,7 +285,7 @@ def _tokenizer_once(tensors: dict[str, StoredTensor], path: Path) -> dict[str, S
             tensor.read(), other.read(), equal_nan=True
         ):
             raise ValueError(
-                f"{path}: {name} and {main} are one tensor in the official model, but differ here: "
-                f"the file is damaged or was edited."
+                f"{path}: {name} and {main} are the same tensor in the official model, but differ "
+                "here. The file is damaged or was edited."
             )
     return once

@@ -1,4 +1,4 @@
-"""Running the official network beside ours, on the same images."""
+"""Run the official network and ours on the same images, and compare the logits."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCE = 1e-4
-"""Largest difference allowed, as a share of the largest logit."""
+"""Largest allowed difference, divided by the largest logit."""
 
 
 class NotCompared(Exception):
-    """The official network cannot be run; the message says why."""
+    """The official network cannot be run. The message says why."""
 
 
 def noise_images(config: FasterViTConfig) -> np.ndarray:
-    """Two images of normal noise, [2, H, W, channels] float32, always the same."""
+    """Returns two fixed images of normal noise, float32 `[2, H, W, channels]`."""
     generator = np.random.default_rng(0)
     return generator.standard_normal((2, *config.resolution, config.in_chans), np.float32)
 
 
 def our_logits(model: FasterViT) -> np.ndarray:
-    """Logits of the noise images, [2, num_classes] float32."""
+    """Returns our logits of the noise images, float32 `[2, num_classes]`."""
     graph, state = nnx.split(model)
-    # It runs once: compiling fast saves more than running fast.
+    # The program runs only once, so a fast compilation saves more time than a fast program.
     run = jax.jit(
         lambda state, images: nnx.merge(graph, state)(images),
         compiler_options={"xla_backend_optimization_level": 0},
@@ -42,10 +42,10 @@ def our_logits(model: FasterViT) -> np.ndarray:
 
 
 def official_network(name: str, config: FasterViTConfig) -> "torch.nn.Module":
-    """The official network of this configuration, in inference mode, with new weights.
+    """Builds the official network of a configuration, in inference mode, with new weights.
 
     Raises:
-        NotCompared: the official package is missing, or cannot build it.
+        NotCompared: the official package is not installed, or cannot build the network.
     """
     module = _official_package(name)
     options: dict[str, Any] = config_overrides(name, config)
@@ -56,11 +56,11 @@ def official_network(name: str, config: FasterViTConfig) -> "torch.nn.Module":
             warnings.simplefilter("ignore")
             return getattr(module, name)(**options).eval()
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise NotCompared(f"the official code cannot build it ({error})") from None
+        raise NotCompared(f"the official code cannot build this network ({error})") from None
 
 
 def _official_package(name: str):
-    """The official module that builds a network."""
+    """Imports the official module of a network."""
     try:
         import torch
     except ImportError:
@@ -74,8 +74,8 @@ def _official_package(name: str):
         except RuntimeError as error:
             if "torchvision::" not in str(error):
                 raise NotCompared(f"the official package cannot be imported ({error})") from None
-        # A torchvision built for CUDA does not import beside a torch without, for want of two
-        # operators that the network never calls; their declarations are enough.
+        # A torchvision with CUDA cannot be imported with a torch without CUDA, because two
+        # operators are missing. The network never calls them, so declarations are enough.
         declared = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             declared.define(
@@ -86,7 +86,7 @@ def _official_package(name: str):
 
 
 _declarations: list = []
-"""Keeps declared operators alive."""
+"""References that keep the declared operators alive."""
 
 
 def _import_official(name: str):
@@ -103,17 +103,17 @@ def official_logits(
     *,
     strict: bool,
 ) -> np.ndarray:
-    """Logits of the noise images from the official network with a state dict.
+    """Returns the official network's logits of the noise images, float32 `[2, num_classes]`.
 
     Args:
         name: official model name.
-        config: what to build.
+        config: configuration of the network.
         state: official state dict.
-        strict: whether it must be complete; otherwise the network keeps buffers of its own where
-            the state dict has none, or some of another size.
+        strict: whether the state dict must be complete. Otherwise the network keeps its own buffers
+            if the state dict has none or has them in another size.
 
     Raises:
-        NotCompared: the official package is missing, or cannot run this network.
+        NotCompared: the official package is not installed, or cannot run this network.
     """
     import torch
 
@@ -132,5 +132,5 @@ def official_logits(
 
 
 def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest absolute difference, as a share of the largest absolute value of theirs."""
+    """Returns the largest absolute difference, divided by the largest value of `theirs`."""
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

@@ -1,4 +1,7 @@
-"""Parameters of the published networks, counted without allocating them (REFERENCE.md §1)."""
+"""Parameters of the published networks, counted without allocating them.
+
+The expected numbers are in docs/reference/numbers.md, section 1.
+"""
 
 import subprocess
 import sys
@@ -66,7 +69,7 @@ def test_abstract_model_is_the_one_that_is_built():
 
 @pytest.mark.slow
 def test_multiply_adds_of_all_and_what_deploying_saves():
-    """`benchmarks/deployed.py` counts what REFERENCE.md measured for the official networks."""
+    """`benchmarks/deployed.py` counts the numbers in docs/reference/numbers.md."""
     root = Path(__file__).parents[2]
     table = subprocess.run(
         [sys.executable, root / "benchmarks" / "deployed.py", "--seconds=0"],

@@ -305,23 +305,23 @@ def refuse(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(mixup_alpha=-0.1), "mixup_alpha must be .* at least 0"),
+        (dict(mixup_alpha=-0.1), "Invalid mixup_alpha: .* at least 0"),
         (dict(cutmix_alpha=float("nan")), "cutmix_alpha"),
-        (dict(switch_probability=1.1), "switch_probability must lie between 0 and 1; got 1.1"),
-        (dict(mixing_probability=-0.1), "probability must lie between 0 and 1; got -0.1"),
-        (dict(erasing_probability=2), "probability must lie between 0 and 1; got 2"),
-        (dict(smoothing=1.0), "smoothing must be at least 0 and below 1"),
-        (dict(group_size=3), "8 images cannot make whole mixing groups of 3"),
-        (dict(group_size=0), "at least 1 image; group_size is 0"),
+        (dict(switch_probability=1.1), "Invalid switch_probability: expected 0 to 1, got 1.1"),
+        (dict(mixing_probability=-0.1), "Invalid probability: expected 0 to 1, got -0.1"),
+        (dict(erasing_probability=2), "Invalid erasing probability: expected 0 to 1, got 2"),
+        (dict(smoothing=1.0), "Invalid smoothing: expected a number in"),
+        (dict(group_size=3), "Invalid batch size 8: must be a multiple of group_size=3"),
+        (dict(group_size=0), "Invalid group_size: expected at least 1, got 0"),
         (dict(erasing_area=(0.3, 0.2)), "erasing area"),
-        (dict(erasing_area=(0.3, 1.2)), "nor above 1"),
+        (dict(erasing_area=(0.3, 1.2)), "smallest <= largest <= 1, got"),
         (dict(erasing_aspect=(0.0, 1.0)), "erasing aspect"),
-        (dict(std=(1.0, 1.0, 0.0)), "Standard deviations"),
-        (dict(mean=(0.5,)), "3 channels; mean has 1"),
-        (dict(images=jnp.zeros((8, 4, 4, 3))), "uint8 of shape .*; got float32"),
+        (dict(std=(1.0, 1.0, 0.0)), "Invalid std: expected positive"),
+        (dict(mean=(0.5,)), "expected 3 values, one per channel .* got 1 and 3"),
+        (dict(images=jnp.zeros((8, 4, 4, 3))), "expected uint8 of shape .*, got float32"),
         (dict(images=jnp.zeros((8, 4, 4), jnp.uint8)), r"got uint8 of shape \(8, 4, 4\)"),
-        (dict(labels=jnp.zeros(7, int)), "as many labels"),
-        (dict(labels=jnp.zeros(8)), "integer class"),
+        (dict(labels=jnp.zeros(7, int)), "Invalid labels: .* one label per image"),
+        (dict(labels=jnp.zeros(8)), "Invalid labels: expected integers"),
     ],
 )
 def test_bad_arguments_are_refused(change, message):
@@ -330,9 +330,11 @@ def test_bad_arguments_are_refused(change, message):
 
 
 def test_more_refusals(images, labels):
-    with pytest.raises(ValueError, match="Image 6 of the global batch begins no mixing group"):
+    with pytest.raises(
+        ValueError, match="Invalid first_image: expected a multiple of group_size=4, got 6"
+    ):
         mix(KEY, images, labels, num_classes=8, group_size=4, first_image=6)
-    with pytest.raises(ValueError, match="after normalisation"):
+    with pytest.raises(ValueError, match="Invalid images for random erasing: expected normalized"):
         random_erasing(KEY, images)
     with pytest.raises(ValueError, match="must be uint8"):
         normalize(images.astype(jnp.float32))

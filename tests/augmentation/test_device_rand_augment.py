@@ -14,7 +14,7 @@ from scipy import stats
 from skimage import data as photographs
 
 from fastervit_jax.augmentation.device import AugmentationSettings, augment
-from fastervit_jax.augmentation.device_operations import COLOUR, GEOMETRIC, affine
+from fastervit_jax.augmentation.device_operations import COLOR, GEOMETRIC, affine
 from fastervit_jax.augmentation.device_rand_augment import (
     CHUNK,
     NO_OPERATION,
@@ -83,9 +83,9 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", COLOUR)
+@pytest.mark.parametrize("name", COLOR)
 def test_colour_operations_give_the_hosts_levels(images, name):
-    operation = quick_jit(COLOUR[name])
+    operation = quick_jit(COLOR[name])
     takes_argument = operation_argument(name, 5.0, increasing=True, negative=False) is not None
     for argument in ARGUMENTS[name]:
         device = operation(images, jnp.full(len(images), argument, jnp.float32))
@@ -338,10 +338,10 @@ def test_other_strings():
         (
             jnp.zeros((2, 8, 8, 3), jnp.uint8),
             RandAugment(resamplings=(Image.Resampling.NEAREST,)),
-            "bilinearly or bicubically",
+            "expected bilinear or bicubic",
         ),
-        (jnp.zeros((2, 8, 8, 3), jnp.int32), RECIPE, "uint8 or floats; got int32"),
-        (jnp.zeros((2, 8, 8, 1), jnp.uint8), RECIPE, r"RGB images .*\(2, 8, 8, 1\)"),
+        (jnp.zeros((2, 8, 8, 3), jnp.int32), RECIPE, "expected dtype uint8 or float, got int32"),
+        (jnp.zeros((2, 8, 8, 1), jnp.uint8), RECIPE, r"expected shape .*\(2, 8, 8, 1\)"),
     ],
 )
 def test_bad_arguments_are_refused(images, rand_augment, message):
@@ -350,5 +350,5 @@ def test_bad_arguments_are_refused(images, rand_augment, message):
 
 
 def test_bad_flip_probability_is_refused():
-    with pytest.raises(ValueError, match="flip probability must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="Invalid flip probability: expected 0 to 1"):
         random_flip(KEY, jnp.zeros((2, 8, 8, 3)), 1.5)

@@ -139,7 +139,7 @@ def test_training_replaces_counts_and_names(caplog):
     assert 0 <= drawn_again <= 2
     assert loader.damage.drawn == whole.size + loader.damage.count
     assert set(loader.damage.reasons) == {f"image {n}" for n in damaged if n in whole}
-    assert "no image in JPEG, PNG" in loader.damage.reasons["image 5"]
+    assert "not an image in JPEG, PNG" in loader.damage.reasons["image 5"]
     for key in loader.damage.reasons:
         assert sum(key + " " in record.getMessage() for record in caplog.records) == 1
 
@@ -162,7 +162,7 @@ def test_past_the_share_training_stops_and_says_why():
     source = NumberedSource(range(0, NUM_IMAGES, 10))  # 11 of 101
     numbers(load(source, share=0.3))
     loader = load(source, share=0.05)
-    says = r"5 of the \d+ images .* allowed share of 0.05; the last was image \d+ \(it is no image"
+    says = r"5 of the \d+ images .* allowed share is 0.05\. The last .* image \d+ \(not an image"
     with pytest.raises(TooMuchDamageError, match=says):
         numbers(loader)
     assert loader.damage.count == 5  # 0.05 of an epoch of 96 images is 4.8
@@ -185,7 +185,7 @@ def test_evaluation_names_the_file_and_stops(workers):
         num_workers=workers,
     )
     seen = []
-    with pytest.raises(DamagedImageError, match="stops at image 30, which cannot be decoded"):
+    with pytest.raises(DamagedImageError, match="Evaluation stopped: image 30 cannot be decoded"):
         for batch in batches:
             seen += batch["index"].tolist()
     assert seen == list(range(30))
@@ -194,7 +194,7 @@ def test_evaluation_names_the_file_and_stops(workers):
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_label_outside_the_classes_is_named(label):
     source = NumberedSource(labels={7: label})
-    says = rf"image 7 has the label {label}, outside 0 … 1"
+    says = rf"Invalid label of image 7: expected 0 to 1, got {label}"
     with pytest.raises(ValueError, match=says):
         list(load(source))
     with pytest.raises(ValueError, match=says):

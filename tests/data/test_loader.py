@@ -148,13 +148,13 @@ def test_no_steps_are_an_empty_loader(source):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"batch_size": 102}, "needs at least as many examples"),
-        ({"batch_size": 10, "host_count": 3}, "must be a positive multiple of the 3 hosts"),
-        ({"host_index": 1}, r"host_index must lie in \[0, 1\)"),
-        ({"seed": -1}, "seed must be"),
-        ({"num_workers": -1}, "num_workers must be"),
-        ({"start_step": 5, "num_steps": 4}, "not from 5 to 4"),
-        ({"max_damaged_share": 1.5}, "max_damaged_share must lie"),
+        ({"batch_size": 102}, "Invalid batch_size: expected at most"),
+        ({"batch_size": 10, "host_count": 3}, "positive multiple of the 3 hosts, got 10"),
+        ({"host_index": 1}, r"Invalid host_index: expected 0 to 0, got 1"),
+        ({"seed": -1}, "Invalid seed"),
+        ({"num_workers": -1}, "Invalid num_workers"),
+        ({"start_step": 5, "num_steps": 4}, "got start=5 and stop=4"),
+        ({"max_damaged_share": 1.5}, "Invalid max_damaged_share"),
     ],
     ids=str,
 )

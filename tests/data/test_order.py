@@ -70,13 +70,13 @@ def test_neighbouring_streams_are_independent():
 
 def test_steps_per_epoch():
     assert steps_per_epoch(1_281_167, 4096) == 312
-    with pytest.raises(ValueError, match="needs at least as many examples"):
+    with pytest.raises(ValueError, match="Invalid batch_size: expected at most"):
         steps_per_epoch(10, 11)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="expected a positive number"):
         steps_per_epoch(10, 0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 0.5, "1"])
 def test_a_wrong_seed_is_refused(seed):
-    with pytest.raises(ValueError, match="seed must be an integer"):
+    with pytest.raises(ValueError, match="Invalid seed: expected an integer"):
         check_seed(seed)

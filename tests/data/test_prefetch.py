@@ -32,5 +32,5 @@ def test_batches_in_shared_memory_outlive_their_arrays(numbered_folder):
 
 
 def test_ahead_must_be_positive():
-    with pytest.raises(ValueError, match="ahead must be at least 1"):
+    with pytest.raises(ValueError, match="Invalid ahead: expected at least 1"):
         next(prefetch_to_device([1], lambda batch: batch, ahead=0))

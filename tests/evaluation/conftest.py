@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from fastervit_jax.data import Source
-from fastervit_jax.evaluation.task import open_task
+from fastervit_jax.evaluation.dataset import open_evaluation_set
 from fastervit_jax.models import FasterViT
 from fastervit_jax.weights.loading import save_model
 from tests.small.task import NAMES, small_task
@@ -27,7 +27,7 @@ class SmallTask:
     @property
     def source(self) -> Source:
         """The photographs, labelled by the network's classes (one or the other has none)."""
-        return open_task(self.spec, model_classes=NAMES, num_logits=len(NAMES)).source
+        return open_evaluation_set(self.spec, model_classes=NAMES, num_logits=len(NAMES)).source
 
     @property
     def spec(self) -> str:

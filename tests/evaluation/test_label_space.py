@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fastervit_jax.evaluation.benchmarks import BENCHMARKS, PUBLISHED
+from fastervit_jax.evaluation.dataset import open_evaluation_set
 from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R, imagenet_1k, spoken
 from fastervit_jax.evaluation.label_space import label_space
-from fastervit_jax.evaluation.task import open_task
 from tests.evaluation.photo_folders import write_folder
 
 
@@ -53,13 +53,13 @@ def test_classes_in_another_order():
 @pytest.mark.parametrize(
     "data, model, outputs, over, message",
     [
-        (("cat", "gnu"), ("cat", "dog"), 2, None, "1 of them are none of the 2.*'gnu'"),
-        (("a", "b", "c"), None, 2, None, "network has 2 classes and the data set 3"),
-        (("a",), ("a", "b"), 3, None, "name 2 classes, but the network has 3"),
+        (("cat", "gnu"), ("cat", "dog"), 2, None, "1 of the 2 classes .* not among the 2 .*'gnu'"),
+        (("a", "b", "c"), None, 2, None, "expected 2 classes, .* got 3"),
+        (("a",), ("a", "b"), 3, None, "expected 3 class names, .* got 2"),
         (("a",), ("a", "a"), 2, None, "network has the class 'a' twice"),
         (("a", "a"), ("a", "b"), 2, None, "data set has the class 'a' twice"),
-        (IMAGENET_A, ("a", "b"), 2, IMAGENET_A, "has no class 'n01498041'.*ImageNet-1K"),
-        (("n00000001",), imagenet_1k(), 1000, IMAGENET_A, "none of the 200.*'n00000001'"),
+        (IMAGENET_A, ("a", "b"), 2, IMAGENET_A, "does not have the class 'n01498041'.*ImageNet-1K"),
+        (("n00000001",), imagenet_1k(), 1000, IMAGENET_A, "not among the 200 .*'n00000001'"),
     ],
 )
 def test_refusals(data, model, outputs, over, message):
@@ -75,12 +75,14 @@ def folder_of_a(tmp_path_factory):
 
 
 def test_a_folder_of_a_benchmark(folder_of_a):
-    task = open_task(f"imagenet-a:folder:{folder_of_a}", model_classes=None, num_logits=1000)
+    task = open_evaluation_set(
+        f"imagenet-a:folder:{folder_of_a}", model_classes=None, num_logits=1000
+    )
     assert task.title == "ImageNet-A" and task.crop == ("center", 0.875)
     assert [imagenet_1k()[place] for place in task.logits] == list(IMAGENET_A)
     assert [task.source[index].label for index in range(4)] == [7, 7, 100, 100]
     assert task.source.class_names == IMAGENET_A
-    plain = open_task(f"folder:{folder_of_a}", model_classes=None, num_logits=1000)
+    plain = open_evaluation_set(f"folder:{folder_of_a}", model_classes=None, num_logits=1000)
     assert plain.logits is None and plain.crop is None and plain.source.num_classes == 1000
     assert imagenet_1k()[plain.source[0].label] == IMAGENET_A[7]
 
@@ -88,29 +90,31 @@ def test_a_folder_of_a_benchmark(folder_of_a):
 def test_v2_folders_are_numbers(tmp_path):
     """Sorted as text they come 0, 10, 9: each must find its own class nevertheless."""
     root = write_folder(tmp_path / "v2", ["0", "9", "10", "999"], 1)
-    task = open_task(f"imagenet-v2:folder:{root}", model_classes=None, num_logits=1000)
+    task = open_evaluation_set(f"imagenet-v2:folder:{root}", model_classes=None, num_logits=1000)
     found = {task.source[index].key.split("/")[-2]: task.source[index].label for index in range(4)}
     assert found == {"0": 0, "9": 9, "10": 10, "999": 999}
     write_folder(tmp_path / "bad", ["1000"], 1)
-    with pytest.raises(ValueError, match="'1000' is none of 0 … 999"):
-        open_task(f"imagenet-v2:folder:{tmp_path / 'bad'}", model_classes=None, num_logits=1000)
+    with pytest.raises(ValueError, match=r"Invalid class folder '1000' .* expected 0 to 999"):
+        open_evaluation_set(
+            f"imagenet-v2:folder:{tmp_path / 'bad'}", model_classes=None, num_logits=1000
+        )
 
 
 @pytest.mark.parametrize(
     "spec, num_logits, message",
     [
-        ("imagenet-r:folder:{}", 1000, "none of the 200"),
-        ("folder:{}", 10, "network has 10 classes and the data set 2"),
+        ("imagenet-r:folder:{}", 1000, "not among the 200"),
+        ("folder:{}", 10, "expected 10 classes, .* got 2"),
         ("folder:{}", 0, "no head"),
-        ("imagenet-a:", 1000, "Cannot read the data set 'imagenet-a:'"),
-        ("imagenet-b", 1000, "Cannot read the data set 'imagenet-b'"),
-        ("imagenet-a", 1000, "There is no directory /nowhere"),
+        ("imagenet-a:", 1000, "Invalid data set 'imagenet-a:'"),
+        ("imagenet-b", 1000, "Invalid data set 'imagenet-b'"),
+        ("imagenet-a", 1000, "the directory /nowhere does not exist"),
         ("imagenet-real:folder:{}", 1000, "--real_labels=real.json"),
     ],
 )
 def test_refused_tasks(folder_of_a, spec, num_logits, message):
     with pytest.raises(ValueError, match=message):
-        open_task(
+        open_evaluation_set(
             spec.format(folder_of_a), model_classes=None, num_logits=num_logits, data_dir="/nowhere"
         )
 

@@ -110,5 +110,5 @@ def test_no_images():
     empty = Predictions(
         *(nothing[:, 0],) * 2, nothing, nothing, nothing[:, 0], nothing > 0, nothing[:, 0] > 0
     )
-    with pytest.raises(ValueError, match="no images to evaluate"):
+    with pytest.raises(ValueError, match="No images to evaluate"):
         Evaluation.of(empty)

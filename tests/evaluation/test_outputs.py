@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fastervit_jax.data import progress as bars
 from fastervit_jax.evaluation import progress
 from fastervit_jax.evaluation.report import report_html
 from fastervit_jax.evaluation.result import check_destination, predictions_csv
@@ -103,15 +104,17 @@ def test_flags_for_crop_and_deploy(small, result):
     )
     # The view that the photographs were filed by.
     assert squashed.evaluation.top1 == 1.0 > result.evaluation.top1
-    assert "Worst mistakes" in report_html(squashed) and "There are none." in report_html(squashed)
+    assert "Worst mistakes" in report_html(squashed) and "No prediction was wrong." in report_html(
+        squashed
+    )
 
 
 def test_report_escapes_names(result):
     """A class folder may be called anything."""
     evil = dataclasses.replace(
-        result.task,
+        result.evaluation_set,
         title="<script>alert(1)</script>",
-        source=_Renamed(result.task.source),
+        source=_Renamed(result.evaluation_set.source),
     )
     page = report_html(dataclasses.replace(result, task=evil))
     assert "<script" not in page and "<img src=x" not in page
@@ -137,7 +140,9 @@ def _broken_image(small, tmp_path):
     shutil.copytree(small.folder, tmp_path / "broken")
     first = sorted((tmp_path / "broken").glob("*/*"))[20]
     first.write_bytes(first.read_bytes()[:300])
-    return dict(dataset=f"folder:{tmp_path / 'broken'}"), f"stops at {first}.*cannot be decoded"
+    return dict(
+        dataset=f"folder:{tmp_path / 'broken'}"
+    ), f"Evaluation stopped: {first}.*cannot be decoded"
 
 
 def _unknown_class(small, tmp_path):
@@ -145,16 +150,18 @@ def _unknown_class(small, tmp_path):
     folder = tmp_path / "unknown" / "class Z"
     folder.mkdir()
     (folder / "x.png").write_bytes(encode(photographs()["coffee"], "PNG"))
-    return dict(dataset=f"folder:{folder.parent}"), "1 of them are none of the 12.*'class Z'"
+    return dict(
+        dataset=f"folder:{folder.parent}"
+    ), "1 of the 12 classes .* not among the 12 .*'class Z'"
 
 
 def _empty_folder(small, tmp_path):
     (tmp_path / "empty").mkdir()
-    return dict(dataset=f"folder:{tmp_path / 'empty'}"), "holds no class folders"
+    return dict(dataset=f"folder:{tmp_path / 'empty'}"), "No class folders in"
 
 
 def _other_model(small, tmp_path):
-    return dict(model_name="faster_vit_1_224"), "holds weights of faster_vit_0_224"
+    return dict(model_name="faster_vit_1_224"), "contains weights of faster_vit_0_224"
 
 
 def _nameless_of_other_classes(small, tmp_path):
@@ -165,7 +172,7 @@ def _nameless_of_other_classes(small, tmp_path):
         (folder / name / "x.png").write_bytes(encode(photographs()["coffee"], "PNG"))
     return (
         dict(weights=str(tmp_path / "nameless"), dataset=f"folder:{folder}"),
-        "network has 12 classes and the data set 2",
+        "expected 12 classes, .* got 2",
     )
 
 
@@ -185,15 +192,15 @@ def _not_finite(small, tmp_path):
     # Finite weights whose product is not.
     model.head.kernel[...] = jnp.full_like(model.head.kernel[...], 3e38)
     save_model(model, tmp_path / "huge")
-    return dict(weights=str(tmp_path / "huge")), "not finite for .* of 53 images"
+    return dict(weights=str(tmp_path / "huge")), "loss of .* of 53 images is not finite"
 
 
 def _no_dataset(small, tmp_path):
-    return dict(dataset=None), "--dataset is missing"
+    return dict(dataset=None), "Missing --dataset"
 
 
 def _bad_crop(small, tmp_path):
-    return dict(options=EvaluationOptions(crop_fraction=0.0)), "crop_fraction must lie in"
+    return dict(options=EvaluationOptions(crop_fraction=0.0)), "Invalid crop_fraction"
 
 
 @pytest.mark.parametrize(
@@ -228,12 +235,12 @@ def test_a_refused_command_writes_nothing(small, tmp_path):
         f"--report={tmp_path}/report",
     )
     assert ran.returncode == 1
-    assert "Traceback" not in ran.stderr and "error: Evaluation stops at" in ran.stderr
+    assert "Traceback" not in ran.stderr and "error: Evaluation stopped:" in ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
 def test_destinations_are_looked_at_first(tmp_path):
-    with pytest.raises(ValueError, match="there is no directory"):
+    with pytest.raises(ValueError, match=r"the directory .* does not exist"):
         check_destination("--json", tmp_path / "missing" / "x.json")
     with pytest.raises(ValueError, match="is a directory"):
         check_destination("--json", tmp_path)
@@ -243,11 +250,12 @@ def test_destinations_are_looked_at_first(tmp_path):
 def test_progress_in_a_log(monkeypatch, capsys):
     """Plain lines with the time left, for all hosts together."""
     clock = [100.0]
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for module in (progress, bars):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     shown = progress.EvaluationProgress(1000, hosts=2)
     for seconds in (4, 8, 4):
         clock[0] += seconds
         shown.images_done(128)
     shown.close()
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["512 of 1000 images, 43 a second, 11 s left"]
+    assert lines == ["512 of 1000 images, 43 images/s, 11 s left"]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fastervit_jax.data import Example
+from fastervit_jax.evaluation.dataset import open_evaluation_set
 from fastervit_jax.evaluation.evaluator import Evaluation, Predictions
 from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.evaluation.real_labels import judged_by
-from fastervit_jax.evaluation.task import open_task
 from tests.data.photographs import encode, photographs
 
 # Validation images: number in the file's name, its label, and all right answers.
@@ -75,7 +75,7 @@ def _tfds(root, jpeg):
 @pytest.mark.parametrize("make", [_folder, _tfds], ids=["folder", "tfds"])
 def test_right_answers(tmp_path, jpeg, make):
     spec, options = make(tmp_path, jpeg)
-    task = open_task(spec, model_classes=None, num_logits=1000, **options)
+    task = open_evaluation_set(spec, model_classes=None, num_logits=1000, **options)
     assert task.crop is None and task.logits is None
     numbers = [
         int(task.source[index].key.split("val_")[1][:8]) for index in range(len(task.source))
@@ -108,7 +108,7 @@ def test_right_answers_of_a_network_with_its_own_order(tmp_path, jpeg):
     """Right answers are mapped by identifier, as labels are."""
     spec, options = _folder(tmp_path, jpeg)
     backwards = imagenet_1k()[::-1]
-    task = open_task(spec, model_classes=backwards, num_logits=1000, **options)
+    task = open_evaluation_set(spec, model_classes=backwards, num_logits=1000, **options)
     answers = dict(
         zip(
             [task.source[i].key[-13:] for i in range(5)],
@@ -126,11 +126,11 @@ def test_refusals(tmp_path, jpeg):
     spec, options = _folder(tmp_path, jpeg)
     model = dict(model_classes=None, num_logits=1000)
     (tmp_path / "short.json").write_text("[[1], [2]]")
-    with pytest.raises(ValueError, match="no list of labels of ImageNet's 50,000"):
-        open_task(spec, real_labels=str(tmp_path / "short.json"), **model)
+    with pytest.raises(ValueError, match="expected a list of labels of ImageNet's 50,000"):
+        open_evaluation_set(spec, real_labels=str(tmp_path / "short.json"), **model)
     with pytest.raises(ValueError, match="belongs to --dataset=imagenet-real alone"):
-        open_task(spec.removeprefix("imagenet-real:"), **options, **model)
-    task = open_task(spec, **options, **model)
+        open_evaluation_set(spec.removeprefix("imagenet-real:"), **options, **model)
+    task = open_evaluation_set(spec, **options, **model)
     renamed = dataclasses.replace(task.real_labels, source=[Example(jpeg, 0, "photo.jpg")])
     with pytest.raises(ValueError, match=r"photo.jpg has no ReaL labels"):
         renamed.of(np.array([0]))

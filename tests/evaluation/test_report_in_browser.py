@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastervit_jax.evaluation.dataset import open_evaluation_set
 from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.evaluation.report import write_report
-from fastervit_jax.evaluation.run import evaluate_task, evaluate_weights
-from fastervit_jax.evaluation.task import open_task
+from fastervit_jax.evaluation.run import evaluate_set, evaluate_weights
 from fastervit_jax.weights.directory import WeightsInfo
 from tests.evaluation.browser import browser, installed
 from tests.small.task import NAME, small_task
@@ -47,7 +47,7 @@ def look_at(result, tmp_path, name) -> None:
             f"{evaluation.top5:.2%}",
             f"{evaluation.loss:.4f}",
             f"{evaluation.images:,}",
-            result.task.title,
+            result.evaluation_set.title,
         ):
             assert expected in text, expected
         assert page.run(BROKEN_PICTURES) == 0
@@ -78,8 +78,8 @@ def test_a_dozen_classes(small, tmp_path):
 
 def test_a_thousand_classes_with_published_numbers(tmp_path):
     model, folder = small_task(tmp_path / "val", 400, imagenet_1k())
-    task = open_task(f"imagenet:folder:{folder}", model_classes=None, num_logits=1000)
+    task = open_evaluation_set(f"imagenet:folder:{folder}", model_classes=None, num_logits=1000)
     info = WeightsInfo(NAME, {}, model.preprocessing)
-    result = evaluate_task(model, info, task, weights="weights/faster_vit_0_224")
+    result = evaluate_set(model, info, task, weights="weights/faster_vit_0_224")
     classes = look_at(result, tmp_path, "report_imagenet")
     assert "worst" in classes and "best" in classes

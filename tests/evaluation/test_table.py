@@ -54,7 +54,7 @@ def test_marks(off, differs):
 
 def test_refusals(converted, tmp_path):
     weights, spec = converted
-    with pytest.raises(ValueError, match="holds no converted weights"):
+    with pytest.raises(ValueError, match="contains no converted weights"):
         evaluate_all(str(tmp_path), [spec])
     with pytest.raises(ValueError, match="write BENCHMARK or BENCHMARK:folder:/x"):
         evaluate_all(str(weights), ["folder:/x"])

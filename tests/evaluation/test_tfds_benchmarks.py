@@ -12,8 +12,8 @@ import tarfile
 import pytest
 
 from fastervit_jax.data import decode_eval
+from fastervit_jax.evaluation.dataset import open_evaluation_set
 from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R, imagenet_1k
-from fastervit_jax.evaluation.task import open_task
 from tests.evaluation.photo_folders import write_folder
 
 PYTHON = os.environ.get("FASTERVIT_PREPARE_PYTHON", sys.executable)
@@ -82,7 +82,9 @@ def test_labels_are_the_folders(benchmark, tmp_path):
     )
     assert built.returncode == 0, built.stderr
 
-    task = open_task(benchmark, model_classes=None, num_logits=1000, data_dir=str(data_dir))
+    task = open_evaluation_set(
+        benchmark, model_classes=None, num_logits=1000, data_dir=str(data_dir)
+    )
     examples = [task.source[index] for index in range(len(task.source))]
     assert len(examples) == 2 * len(folders)
     seen = set()

@@ -11,7 +11,8 @@ from timm.data import create_transform
 from fastervit_jax.data import decode_eval
 from tests.data.photographs import files_of_every_kind
 
-# The official models' settings (REFERENCE.md §3), and heights that differ from widths.
+# The settings of the official models (docs/reference/numbers.md, section 3), and heights that
+# differ from widths.
 SETTINGS = [
     (224, 0.875, "center"),
     (224, 1.0, "center"),

@@ -15,11 +15,11 @@ from timm.utils import accuracy
 
 from fastervit_jax.data import EvalTransform, Example
 from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from fastervit_jax.evaluation.dataset import open_evaluation_set
 from fastervit_jax.evaluation.evaluator import Evaluation, Predictions
 from fastervit_jax.evaluation.imagenet_classes import IMAGENET_A, IMAGENET_R, imagenet_1k
 from fastervit_jax.evaluation.real_labels import RealLabels, judged_by
-from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_task
-from fastervit_jax.evaluation.task import open_task
+from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_set
 from fastervit_jax.weights.loading import describe
 from tests.data.photographs import encode
 from tests.evaluation.photo_folders import pieces
@@ -108,11 +108,11 @@ class Photographs:
         """Our evaluation, as eval.py does it."""
         model = our_model(self.name, self.model, dtype=dtype, **self.options)
         info = describe(model, self.name)
-        task = open_task(spec, model_classes=None, num_logits=1000)
+        task = open_evaluation_set(spec, model_classes=None, num_logits=1000)
         if crop:
             more |= dict(crop_mode=crop[0], crop_fraction=crop[1])
         options = EvaluationOptions(batch_size=48, **more)
-        return evaluate_task(model, info, task, options=options).evaluation
+        return evaluate_set(model, info, task, options=options).evaluation
 
 
 def _parts(files, size=60):

@@ -11,7 +11,9 @@ from tests.small.run import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 BIG = [name for name in NAMES if name.startswith(("faster_vit_", "finetune_"))]
-OFFICIAL = {  # REFERENCE.md §4: optimizer, decay, MESA, its first epoch, warm-up epochs, drop path
+# docs/reference/numbers.md, section 4:
+# optimizer, decay, MESA, its first epoch, warm-up epochs, drop path
+OFFICIAL = {
     "faster_vit_0_224": ("adamw", 0.005, 0.1, 78, 20, 0.2),
     "faster_vit_1_224": ("adamw", 0.005, 0.2, 78, 20, 0.2),
     "faster_vit_2_224": ("adamw", 0.005, 0.5, 78, 20, 0.2),

@@ -113,7 +113,7 @@ def test_every_damaged_array_is_named(saved):
         changed = bytearray(whole)
         changed[position] ^= 1
         path.write_bytes(changed)
-        with pytest.raises(ValueError, match=f"damaged: {name} is not what was written"):
+        with pytest.raises(ValueError, match=f"damaged: the SHA-256 of {name} differs"):
             create_model("faster_vit_3_224", weights=saved)
 
 
@@ -143,7 +143,7 @@ def test_damaged_metadata_is_refused(saved):
         with pytest.raises(ValueError, match=match):
             create_model("faster_vit_3_224", weights=saved)
 
-    refused("format version 99; this fastervit_jax reads 1", format_version=99)
+    refused("Invalid format version .* expected 1, got 99", format_version=99)
     refused("Unknown model option 'dims'", overrides={"dims": 3})
     refused("metadata.json is damaged", arrays=None)
     refused("knows nothing of head.kernel", arrays=_without(whole["arrays"], "head.kernel"))
@@ -179,18 +179,20 @@ def test_what_is_not_finite_is_not_saved(value, tmp_path):
     model = random_model()
     kernel = model.head.kernel
     kernel.set_value(kernel.get_value().at[3, 4].set(value))
-    with pytest.raises(ValueError, match=r"head.kernel has 1 values of 1280 that are NaN or inf"):
+    with pytest.raises(
+        ValueError, match=r"head.kernel contains 1 NaN or infinite values out of 1280"
+    ):
         save_model(model, tmp_path / "saved")
     assert not any(tmp_path.iterdir())
 
 
 def test_class_names_must_be_as_many_as_classes(model, tmp_path):
-    with pytest.raises(ValueError, match="2 class names, but the model has 10 classes"):
+    with pytest.raises(ValueError, match=r"Invalid class_names: expected 10 names, .* got 2"):
         save_model(model, tmp_path / "saved", class_names=["a", "b"])
 
 
 def test_a_path_without_weights_says_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match=r"neither a converted directory \(metadata.json\) nor"):
+    with pytest.raises(ValueError, match=r"expected a converted directory \(metadata.json\) or"):
         create_model("faster_vit_0_224", weights=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere"):
         create_model("faster_vit_0_224", weights=tmp_path / "nowhere")

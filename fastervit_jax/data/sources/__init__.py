@@ -1,9 +1,9 @@
-"""Where images come from: `open_source` reads folders and TFDS sets.
+"""Data sources: `open_source` opens folders of images and TFDS data sets.
 
-Neither needs TensorFlow at run time:
+Neither kind needs TensorFlow at run time:
 
-- `folder:PATH`, a folder per class, as ImageNet's `train` and `val` are usually unpacked;
-- `tfds:NAME[/CONFIG[:VERSION]]@SPLIT`, a TFDS set prepared as array_record.
+- `folder:PATH` has one folder per class, the usual layout of ImageNet's `train` and `val`.
+- `tfds:NAME[/CONFIG[:VERSION]]@SPLIT` is a TFDS data set that was prepared as array_record.
 """
 
 from fastervit_jax.data.sources.source import Example, Source, check_same_classes
@@ -15,15 +15,16 @@ def open_source(spec: str, *, data_dir: str | None = None) -> Source:
     """Opens the data set that `spec` names.
 
     Args:
-      spec: `folder:PATH` or `tfds:NAME[/CONFIG[:VERSION]]@SPLIT`; a split may be a slice such as
-        `train[:99%]`. Paths may be remote (`gs://…`). `digits:train` and `digits:validation` are
-        scikit-learn's digits, written once as folders below `data_dir`.
-      data_dir: for TFDS, the directory that holds the prepared sets; by default the environment's
-        `TFDS_DATA_DIR`, else `~/tensorflow_datasets`. For the digits, by default the user's cache.
+        spec: `folder:PATH` or `tfds:NAME[/CONFIG[:VERSION]]@SPLIT`. A split may be a slice such as
+            `train[:99%]`. Paths may be remote (`gs://…`). `digits:train` and `digits:validation`
+            are scikit-learn's digits, which are written once as folders in `data_dir`.
+        data_dir: for TFDS, the directory with the prepared data sets. By default, the environment
+            variable `TFDS_DATA_DIR`, then `~/tensorflow_datasets`. For the digits, the default is
+            the user's cache directory.
 
     Raises:
-      ValueError: the specification, or what it points to, is not usable; the message says what to
-        do about it.
+        ValueError: the specification is invalid, or the data set cannot be read. The message says
+            what to do.
     """
     kind, separator, rest = spec.partition(":")
     if separator and rest and kind == "folder":
@@ -42,6 +43,6 @@ def open_source(spec: str, *, data_dir: str | None = None) -> Source:
 
         return TfdsSource(rest, data_dir=data_dir)
     raise ValueError(
-        f"Cannot read the data set {spec!r}: write folder:PATH, or "
-        "tfds:NAME[/CONFIG[:VERSION]]@SPLIT such as tfds:imagenet2012@validation."
+        f"Invalid data set {spec!r}: expected folder:PATH or "
+        "tfds:NAME[/CONFIG[:VERSION]]@SPLIT, for example tfds:imagenet2012@validation."
     )

@@ -1,9 +1,10 @@
-"""scikit-learn's handwritten digits as a folder data set: the quickstart's 1,797 images.
+"""scikit-learn's handwritten digits as a folder data set: the 1,797 images of the quickstart.
 
     python -m fastervit_jax.data.sources.digits --output=DIR
 
-writes `DIR/train/<class>/NNNN.png` (1,438 images) and `DIR/validation/<class>/NNNN.png` (359), 8×8
-greyscale; NNNN is the image's number in scikit-learn's order.
+writes 1,438 training images, `DIR/train/<class>/NNNN.png`, and 359 validation images,
+`DIR/validation/<class>/NNNN.png`. The images are 8×8 and gray. NNNN is the number of the image in
+scikit-learn's order.
 """
 
 import os
@@ -20,7 +21,7 @@ _TRAIN, _VALIDATION = "train", "validation"
 
 
 def held_out(labels: np.ndarray) -> np.ndarray:
-    """Which examples are validation, bool `[N]`: a fixed random fifth of every class."""
+    """Returns a mask of the validation examples, bool `[N]`: a fixed fifth of every class."""
     rng = np.random.default_rng(_SPLIT_SEED)
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -30,27 +31,28 @@ def held_out(labels: np.ndarray) -> np.ndarray:
 
 
 def default_root(data_dir: str | None = None) -> Path:
-    """Where `digits:…` data sets live: below `data_dir`, or in the user's cache directory."""
+    """Returns the directory of the digits, in `data_dir` or in the user's cache directory."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(data_dir or Path(cache) / "fastervit_jax") / "digits"
 
 
 def write_digits(root: str | os.PathLike) -> None:
-    """Writes the digits below `root` as `train/<class>/NNNN.png` and `validation/<class>/NNNN.png`.
+    """Writes the digits to `root/train/<class>/NNNN.png` and `root/validation/<class>/NNNN.png`.
 
-    A root that is complete already is left alone. The set is written beside `root` and moved there
-    in one piece, so that an interrupted call leaves nothing that looks complete.
+    Does nothing if `root` already contains them. The images are written to a temporary directory,
+    which is then renamed. An interrupted call therefore never leaves an incomplete data set.
 
     Raises:
-      ImportError: scikit-learn is not installed.
-      ValueError: `root` holds something else.
+        ImportError: scikit-learn is not installed.
+        ValueError: `root` contains something else.
     """
     root = Path(root)
     if (root / _TRAIN).is_dir() and (root / _VALIDATION).is_dir():
         return
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(
-            f"{root} exists and does not hold the digits: name an empty or new directory."
+            f"Invalid directory {root}: it exists and does not contain the digits. Name an empty "
+            "or new directory."
         )
     images, labels = _load_digits()
     validation = held_out(labels)
@@ -70,22 +72,22 @@ def write_digits(root: str | os.PathLike) -> None:
 
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 `[1797, 8, 8]` (the set's 0 … 16 scaled to 0 … 255) and labels `[1797]`."""
+    """Returns images, uint8 `[1797, 8, 8]` from 0 to 255, and labels `[1797]`."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "The digits come with scikit-learn: pip install 'fastervit-jax[quickstart]' "
-            "(or pip install scikit-learn)."
+            "The digits are part of scikit-learn, which is not installed. Run pip install "
+            "'fastervit-jax[quickstart]' or pip install scikit-learn."
         ) from error
     digits = load_digits()
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
 
 def main(argv: list[str]) -> None:
-    """The command line."""
+    """Runs the command line program."""
     if len(argv) > 1:
-        raise app.UsageError(f"Unknown argument {argv[1]!r}; use --output=DIR.")
+        raise app.UsageError(f"Unknown argument {argv[1]!r}: use --output=DIR.")
     write_digits(flags.FLAGS.output)
     print(f"folder:{flags.FLAGS.output}/{_TRAIN} and folder:{flags.FLAGS.output}/{_VALIDATION}")
 

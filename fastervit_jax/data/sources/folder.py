@@ -1,4 +1,4 @@
-"""Images in folders, one a class: `root/n01440764/any/depth/x.JPEG`."""
+"""Images in one folder per class: `root/n01440764/any/depth/x.JPEG`."""
 
 import os
 from collections.abc import Iterator
@@ -10,34 +10,35 @@ from fastervit_jax.data.paths import is_remote
 from fastervit_jax.data.sources.source import Example
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# Names of splits. A folder of nothing else is the parent of the one that was meant.
+# Names of splits. A folder that contains only these is the parent of the intended folder.
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
 class FolderSource:
-    """The images below `root/CLASS/`, at any depth, sorted by class and then by path.
+    """The images in `root/CLASS/`, at any depth, sorted by class and then by path.
 
-    File names end in .jpg, .jpeg, .png or .webp, in any case; what the bytes are is found out when
-    they are decoded. Names that start with a dot are passed over. Symbolic links are followed.
-    Labels are the classes' places in sorted order.
+    File names end in .jpg, .jpeg, .png or .webp, in upper or lower case. The content of a file is
+    only checked when it is decoded. Names that start with a dot are ignored. Symbolic links are
+    followed. The label of a class is its index in the sorted class names.
     """
 
     def __init__(self, root: str):
         """Lists the folder, which may be remote (`gs://…`).
 
         Raises:
-          ValueError: it does not hold images in class folders; the message says what is amiss.
+            ValueError: the folder does not contain class folders with images. The message says
+                what is wrong.
         """
         self._root = epath.Path(root).expanduser()
         if not self._root.is_dir():
-            raise ValueError(f"There is no folder {root}: correct the path after 'folder:'.")
+            raise ValueError(f"Folder not found: {root}. Correct the path after 'folder:'.")
         images = _list_images(self._root)
         self._check_classes(images)
         self._class_names = tuple(sorted(images))
         counts = [len(images[name]) for name in self._class_names]
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        # One string and offsets: a list of 1.28 million strings would cost every worker process
-        # some 130 MB.
+        # All paths are stored in one string with offsets. A list of 1.28 million strings would take
+        # about 130 MB in every worker process.
         paths = [
             os.fsencode(f"{name}/{path}")
             for name in self._class_names
@@ -49,30 +50,30 @@ class FolderSource:
     def _check_classes(self, images: dict[str, list[str]]) -> None:
         if not images:
             raise ValueError(
-                f"{self._root} holds no class folders: it must hold one folder a class, with the "
-                "images inside."
+                f"No class folders in {self._root}: expected one folder per class, with the images "
+                "inside."
             )
         if set(images) <= _SPLITS:
             raise ValueError(
-                f"{self._root} holds the folders {', '.join(sorted(images))}, which look like "
-                "splits, not classes: name one of them after 'folder:'."
+                f"{self._root} contains the folders {', '.join(sorted(images))}, which look like "
+                "splits, not classes. Name one of them after 'folder:'."
             )
         empty = sorted(name for name, paths in images.items() if not paths)
         if empty:
             others = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
             raise ValueError(
-                f"The class folder {self._root / empty[0]}{others} holds no image "
-                f"({', '.join(_SUFFIXES)}): add images or remove it."
+                f"The class folder {self._root / empty[0]}{others} contains no images "
+                f"({', '.join(_SUFFIXES)}). Add images or remove the folder."
             )
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The class folders' names, sorted."""
+        """Names of the class folders, sorted."""
         return self._class_names
 
     @property
     def num_classes(self) -> int:
-        """How many class folders there are."""
+        """Number of class folders."""
         return len(self._class_names)
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(f"Image {index} of a folder of {len(self)}.")
+            raise IndexError(f"Image {index} is out of range: the folder has {len(self)} images.")
         path = self._root / os.fsdecode(self._paths[self._starts[index] : self._starts[index + 1]])
         return Example(path.read_bytes(), int(self._labels[index]), str(path))
 
@@ -89,7 +90,7 @@ class FolderSource:
 
 
 def _list_images(root: epath.Path) -> dict[str, list[str]]:
-    """Paths of the images in each class folder, relative to it, by class."""
+    """Returns the paths of the images in each class folder, relative to that folder."""
     if is_remote(root):
         return _list_remote(root)
     with os.scandir(root) as entries:
@@ -110,11 +111,11 @@ def _is_image(name: str) -> bool:
 
 
 def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Images below a local folder; `above` are the real paths of the folders it was reached by."""
+    """Yields the images in a local folder. `above` are the real paths of its parent folders."""
     here = os.path.realpath(folder)
     if here in above:
         raise ValueError(
-            f"The symbolic link {folder} leads back into a folder above it: remove the link."
+            f"The symbolic link {folder} points to one of its parent folders. Remove the link."
         )
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -125,14 +126,14 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
             elif _is_image(entry.name):
                 if not entry.is_file():
                     raise ValueError(
-                        f"{entry.path} is no file that can be read (a symbolic link to nothing?): "
-                        "restore or remove it."
+                        f"{entry.path} is not a readable file; it may be a broken symbolic link. "
+                        "Restore or remove it."
                     )
                 yield entry.path
 
 
 def _list_remote(root: epath.Path) -> dict[str, list[str]]:
-    """As `_list_images`, asking a remote store as little as can be: one listing a folder."""
+    """Does the same as `_list_images` with one request per folder of a remote store."""
     return {
         entry.name: list(_walk_remote(entry, ""))
         for entry in root.iterdir()

@@ -1,4 +1,4 @@
-"""What a data set is to this package: encoded images with labels, by number."""
+"""The data source protocol: encoded images with labels, accessed by index."""
 
 from typing import NamedTuple, Protocol
 
@@ -7,9 +7,9 @@ class Example(NamedTuple):
     """One image as stored.
 
     Attributes:
-      encoded: the file's bytes (JPEG, PNG, WebP, ...).
-      label: index into the source's class names.
-      key: the file or record, for people: what a message names.
+        encoded: content of the image file (JPEG, PNG, WebP, ...).
+        label: index into the class names of the source.
+        key: name of the file or record, for messages.
     """
 
     encoded: bytes
@@ -18,7 +18,7 @@ class Example(NamedTuple):
 
 
 class Source(Protocol):
-    """A data set with random access. Sources pickle, so that worker processes can read them."""
+    """A data set with random access. It must be picklable, so that worker processes can read it."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ class Source(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         ...
 
     def __len__(self) -> int: ...
@@ -36,17 +36,17 @@ class Source(Protocol):
 
 
 def check_same_classes(train: Source, validation: Source) -> None:
-    """Makes sure that a label means the same class in training and validation.
+    """Checks that a label means the same class in training and validation.
 
     Raises:
-      ValueError: the class names differ; the message names some that do.
+        ValueError: the class names differ. The message names some of them.
     """
     if train.class_names == validation.class_names:
         return
     only_train = sorted(set(train.class_names) - set(validation.class_names))
     only_validation = sorted(set(validation.class_names) - set(train.class_names))
     if not only_train and not only_validation:
-        difference = "the same names come in another order"
+        difference = "the names are the same, but their order differs"
     else:
         difference = "; ".join(
             f"only {where} has {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
@@ -54,6 +54,6 @@ def check_same_classes(train: Source, validation: Source) -> None:
             if names
         )
     raise ValueError(
-        f"Training has {train.num_classes} classes and validation {validation.num_classes}, and "
-        f"they differ ({difference}): give both the same classes."
+        f"Training has {train.num_classes} classes and validation has {validation.num_classes} "
+        f"classes, and the classes differ ({difference}). Use the same classes in both."
     )

@@ -1,7 +1,7 @@
-"""Image-classification sets that TensorFlow Datasets has prepared as array_record.
+"""Image classification data sets that TensorFlow Datasets has prepared as array_record.
 
-Reading one needs neither TensorFlow nor the set's builder code: TFDS describes a prepared set in
-files beside the records.
+Reading them needs neither TensorFlow nor the builder code of the data set, because TFDS stores a
+description next to the records.
 """
 
 import os
@@ -18,26 +18,25 @@ _NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
 
 class TfdsSource:
-    """`NAME[/CONFIG[:VERSION]]@SPLIT` of the sets prepared below `data_dir`."""
+    """The TFDS data set `NAME[/CONFIG[:VERSION]]@SPLIT`, prepared in `data_dir`."""
 
     def __init__(self, spec: str, *, data_dir: str | None = None):
-        """Opens a prepared set.
+        """Opens a prepared data set.
 
         Args:
-          spec: such as `imagenet2012@train[:99%]` or
-            `imagenet_v2/matched-frequency:3.0.0@test`.
-          data_dir: where the prepared sets lie; by default `TFDS_DATA_DIR`, else
-            `~/tensorflow_datasets`.
+            spec: such as `imagenet2012@train[:99%]` or `imagenet_v2/matched-frequency:3.0.0@test`.
+            data_dir: directory of the prepared data sets; by default `TFDS_DATA_DIR`, then
+                `~/tensorflow_datasets`.
 
         Raises:
-          ValueError: the set is missing, not in array_record, has no such split, or is no image
-            classification.
+            ValueError: the data set is missing, not in array_record, without this split, or not an
+                image classification data set.
         """
         self._name, _, self._split = spec.partition("@")
         if not _NAME.fullmatch(self._name) or not self._split:
             raise ValueError(
-                f"tfds:{spec} does not name a data set and a split: write "
-                "tfds:NAME[/CONFIG[:VERSION]]@SPLIT, for example tfds:imagenet2012@train."
+                f"Invalid data set tfds:{spec}: expected tfds:NAME[/CONFIG[:VERSION]]@SPLIT, for "
+                "example tfds:imagenet2012@train."
             )
         self._data_dir = os.path.expanduser(
             data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -54,11 +53,11 @@ class TfdsSource:
             empty = info.splits[self._split].num_examples == 0
         except ValueError as error:
             raise ValueError(
-                f"tfds:{self._name} has no split {self._split!r}: choose from "
-                f"{', '.join(sorted(info.splits))}, or a slice of one such as train[:99%]."
+                f"tfds:{self._name} has no split {self._split!r}. Choose from "
+                f"{', '.join(sorted(info.splits))}, or a slice such as train[:99%]."
             ) from error
         if empty:
-            raise ValueError(f"tfds:{self._name}@{self._split} holds no images: widen the slice.")
+            raise ValueError(f"tfds:{self._name}@{self._split} has no images. Use a larger slice.")
         _allow_open_files(len(info.splits[self._split].file_instructions))
         self._records = builder.as_data_source(
             self._split, decoders={self._image: tfds.decode.SkipDecoding()}
@@ -70,32 +69,32 @@ class TfdsSource:
 
         if not epath.Path(self._data_dir).is_dir():
             raise ValueError(
-                f"There is no directory {self._data_dir} to read tfds:{self._name} from: set "
-                "--data_dir or TFDS_DATA_DIR to where TFDS prepared it."
+                f"Cannot read tfds:{self._name}: the directory {self._data_dir} does not exist. "
+                "Set --data_dir or TFDS_DATA_DIR to the directory in which TFDS prepared it."
             )
         try:
             builder = read_only_builder.builder_from_files(self._name, data_dir=self._data_dir)
         except registered.DatasetNotFoundError as error:
             raise ValueError(
-                f"tfds:{self._name} is not prepared below {self._data_dir}: prepare it there "
-                f"({_DOCS}), or set --data_dir or TFDS_DATA_DIR to where it is."
+                f"tfds:{self._name} is not prepared in {self._data_dir}. Prepare it there "
+                f"({_DOCS}), or set --data_dir or TFDS_DATA_DIR to its directory."
             ) from error
         except json_format.ParseError as error:
             raise ValueError(
-                f"The description of tfds:{self._name} below {self._data_dir} cannot be read "
-                f"({error}): copy or prepare the set again."
+                f"The description of tfds:{self._name} in {self._data_dir} cannot be read "
+                f"({error}). Copy or prepare the data set again."
             ) from error
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
         if "array_record" not in formats:
             raise ValueError(
-                f"tfds:{self._name} is prepared below {self._data_dir} as "
-                f"{', '.join(sorted(formats))}, which cannot be read at random: convert it to "
+                f"Invalid format of tfds:{self._name} in {self._data_dir}: expected array_record, "
+                f"got {', '.join(sorted(formats))}, which has no random access. Convert it to "
                 f"array_record ({_DOCS})."
             )
         return builder.info, builder
 
     def _feature_names(self, info: Any) -> tuple[str, str]:
-        """Names of the image and the label among the set's features."""
+        """Returns the names of the image feature and the label feature."""
         import tensorflow_datasets as tfds
 
         image, label = (info.supervised_keys or ("image", "label"))[:2]
@@ -105,19 +104,19 @@ class TfdsSource:
             and isinstance(features.get(label), tfds.features.ClassLabel)
         ):
             raise ValueError(
-                f"tfds:{self._name} is no image classification (an image and a class label): its "
-                f"features are {', '.join(features)}."
+                f"tfds:{self._name} is not an image classification data set: expected an image and "
+                f"a class label, got the features {', '.join(features)}."
             )
         return image, label
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The label feature's names, in the order of the labels."""
+        """Names of the classes, in the order of the labels."""
         return self._class_names
 
     @property
     def num_classes(self) -> int:
-        """How many classes the label feature knows, present in the split or not."""
+        """Number of classes of the label feature, including classes absent from the split."""
         return len(self._class_names)
 
     def __len__(self) -> int:
@@ -125,22 +124,22 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(f"Record {index} of a split of {len(self)}.")
+            raise IndexError(f"Record {index} is out of range: the split has {len(self)} records.")
         key = f"tfds:{self._name}@{self._split} record {index}"
         try:
             record = self._records[index]
-        # What array_record's reader raises for a missing, short or corrupted file.
+        # array_record's reader raises these for a missing, truncated or corrupted file.
         except (RuntimeError, ValueError, OSError) as error:
             raise OSError(
-                f"Cannot read {key} below {self._data_dir} ({error}): a file of the prepared set "
-                "is missing or damaged; copy or prepare it again."
+                f"Cannot read {key} in {self._data_dir} ({error}). A file of the prepared data set "
+                "is missing or damaged. Copy or prepare the data set again."
             ) from error
         file_name = record.get("file_name")
         if isinstance(file_name, bytes):
             key += f" ({file_name.decode(errors='replace')})"
         return Example(record[self._image], int(record[self._label]), key)
 
-    # Worker processes open the set anew instead of receiving TFDS's own objects.
+    # Worker processes open the data set themselves, because TFDS objects are not passed to them.
     def __getstate__(self) -> dict[str, str]:
         return {"name": self._name, "split": self._split, "data_dir": self._data_dir}
 
@@ -157,10 +156,10 @@ class TfdsSource:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises this process's limit of open files where `count` record files would exceed it.
+    """Raises this process's limit of open files, if `count` record files would exceed it.
 
-    Every file of a set stays open once it has been read from; ImageNet's training split has 1,024,
-    which is many systems' soft limit.
+    A file stays open after the first read from it. ImageNet's training split has 1,024 files, which
+    is the soft limit of many systems.
     """
     needed = count + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -168,7 +167,7 @@ def _allow_open_files(count: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise OSError(
-            f"The data set has {count} files, and this process may open only {hard}: raise the "
-            f"limit to {needed} (ulimit -Hn), or prepare the set in fewer files."
+            f"The data set has {count} files, but this process may only open {hard}. Raise the "
+            f"limit to {needed} (ulimit -Hn), or prepare the data set in fewer files."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

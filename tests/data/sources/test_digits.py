@@ -69,7 +69,7 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_directory_with_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="name an empty or new directory"):
+    with pytest.raises(ValueError, match="Name an empty or new directory"):
         write_digits(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

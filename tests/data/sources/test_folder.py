@@ -75,21 +75,21 @@ def test_remote_folders_are_listed_through_epath(tmp_path):
 @pytest.mark.parametrize(
     ("prepare", "says"),
     [
-        (lambda root: shutil.rmtree(root), "There is no folder .* correct the path"),
-        (lambda root: None, "holds no class folders"),
-        (lambda root: (root / "photo.png").write_bytes(b"x"), "holds no class folders"),
+        (lambda root: shutil.rmtree(root), "Folder not found: .* Correct the path"),
+        (lambda root: None, "No class folders in"),
+        (lambda root: (root / "photo.png").write_bytes(b"x"), "No class folders in"),
         (
             lambda root: (root / "a").mkdir(),
-            "class folder .*/a holds no image .* remove it",
+            "class folder .*/a contains no images .* remove the folder",
         ),
         (lambda root: make_folder(root, ["train/a/0.png", "val/a/0.png"]), "look like splits"),
         (
             lambda root: (make_folder(root, ["a/0.png"]), (root / "a/1.png").symlink_to("gone")),
-            "a/1.png is no file that can be read",
+            "a/1.png is not a readable file",
         ),
         (
             lambda root: (make_folder(root, ["a/0.png"]), (root / "a/up").symlink_to(root)),
-            "leads back into a folder above",
+            "points to one of its parent folders",
         ),
     ],
     ids=["missing", "empty", "images only", "empty class", "splits", "dangling link", "loop"],
@@ -104,7 +104,7 @@ def test_a_wrong_folder_is_explained(tmp_path, prepare, says):
 
 @pytest.mark.parametrize("spec", ["", "imagenet", "folder:", "tfds:", "file:/x", "/data/imagenet"])
 def test_a_wrong_specification_is_explained(spec):
-    with pytest.raises(ValueError, match=r"write folder:PATH, or tfds:NAME"):
+    with pytest.raises(ValueError, match=r"expected folder:PATH or tfds:NAME"):
         open_source(spec)
 
 

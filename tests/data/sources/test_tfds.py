@@ -52,7 +52,7 @@ def test_slices_and_sums_of_splits(data_dir):
 def test_the_environment_names_the_directory(data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     assert len(open_source(SPEC)) == 48
-    with pytest.raises(ValueError, match="There is no directory"):
+    with pytest.raises(ValueError, match=r"the directory .* does not exist"):
         open_source(SPEC, data_dir=f"{data_dir}/elsewhere")
 
 
@@ -109,14 +109,14 @@ def test_batches_show_the_records(data_dir):
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("tfds:photographs", r"write tfds:NAME\[/CONFIG\[:VERSION\]\]@SPLIT"),
-        ("tfds:@train", "does not name a data set"),
-        ("tfds:photo graphs@train", "does not name a data set"),
-        ("tfds:imagenet2012@train", "imagenet2012 is not prepared below .* prepare it there"),
-        ("tfds:photographs:2.0.0@train", "photographs:2.0.0 is not prepared below"),
-        ("tfds:photographs@val", "has no split 'val': choose from test, train, validation"),
+        ("tfds:photographs", r"expected tfds:NAME\[/CONFIG\[:VERSION\]\]@SPLIT"),
+        ("tfds:@train", "Invalid data set tfds:"),
+        ("tfds:photo graphs@train", "Invalid data set tfds:"),
+        ("tfds:imagenet2012@train", "imagenet2012 is not prepared in .* Prepare it there"),
+        ("tfds:photographs:2.0.0@train", "photographs:2.0.0 is not prepared in"),
+        ("tfds:photographs@val", "has no split 'val'\. Choose from test, train, validation"),
         ("tfds:photographs@train[zz]", r"has no split 'train\[zz\]'"),
-        ("tfds:photographs@train[:0]", "holds no images: widen the slice"),
+        ("tfds:photographs@train[:0]", "has no images\. Use a larger slice"),
     ],
 )
 def test_a_wrong_specification_is_explained(data_dir, spec, says):
@@ -125,7 +125,7 @@ def test_a_wrong_specification_is_explained(data_dir, spec, says):
 
 
 def test_the_sets_own_directory_is_not_the_data_directory(data_dir):
-    with pytest.raises(ValueError, match="set --data_dir or TFDS_DATA_DIR to where it is"):
+    with pytest.raises(ValueError, match="set --data_dir or TFDS_DATA_DIR to its directory"):
         open_source(SPEC, data_dir=f"{data_dir}/photographs")
 
 
@@ -142,7 +142,7 @@ def change_info(folder, change):
                 folder, lambda text: json.dumps(json.loads(text) | {"fileFormat": "tfrecord"})
             ),
             ValueError,
-            r"as tfrecord, which cannot be read at random: convert it .*docs/data.md",
+            r"got tfrecord, which has no random access\. Convert it .*docs/data.md",
         ),
         (
             lambda folder: change_info(folder, lambda text: text[:100]),
@@ -152,12 +152,12 @@ def change_info(folder, change):
         (
             lambda folder: next(folder.glob("*train.array_record*")).unlink(),
             OSError,
-            "record 0 .* missing or damaged; copy or prepare it again",
+            "record 0 .* missing or damaged\. Copy or prepare the data set again",
         ),
         (
             lambda folder: os.truncate(next(folder.glob("*train.array_record*")), 1000),
             OSError,
-            "record 0 .* missing or damaged; copy or prepare it again",
+            "record 0 .* missing or damaged\. Copy or prepare the data set again",
         ),
     ],
     ids=["tfrecord", "broken description", "missing file", "truncated file"],
@@ -172,12 +172,12 @@ def test_a_broken_preparation_is_explained(data_dir, tmp_path, break_it, error, 
 def test_a_split_without_labels_is_refused(data_dir):
     source = open_source("tfds:photographs@test", data_dir=str(data_dir))
     batches = eval_batches(source, EvalTransform(8, 1.0, "center"), batch_size=2)
-    with pytest.raises(ValueError, match=r"has the label -1, outside 0 … 2: .* a split that has"):
+    with pytest.raises(ValueError, match=r"Invalid label .* 0 to 2, got -1\. .* a split that has"):
         next(batches)
     loader = train_batches(
         source, lambda encoded, rng: np.zeros((4, 4, 3)), batch_size=2, seed=0, num_steps=1
     )
-    with pytest.raises(ValueError, match="label -1"):
+    with pytest.raises(ValueError, match="got -1"):
         next(loader)
 
 
@@ -198,7 +198,7 @@ def test_a_set_that_is_no_classification_is_refused(tmp_path):
             yield 0, {"text": "no image"}
 
     Texts(data_dir=tmp_path).download_and_prepare(file_format="array_record")
-    with pytest.raises(ValueError, match=r"no image classification .*: its features are text"):
+    with pytest.raises(ValueError, match=r"not an image classification .* got the features text"):
         open_source("tfds:texts@train", data_dir=str(tmp_path))
 
 
@@ -216,4 +216,4 @@ except OSError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "has 1024 files, and this process may open only 400: raise" in done.stdout, done.stderr
+    assert "has 1024 files, but this process may only open 400. Raise" in done.stdout, done.stderr
