@@ -34,8 +34,10 @@ def create_model(
     only some geometries have them. A warning then names the new parts and those that were left out.
 
     Example:
+        ```python
         model = create_model("faster_vit_0_224", pretrained=True)
         logits = nnx.jit(lambda model, images: model(images))(model, images)
+        ```
 
     Args:
         name: an official model name (`list_models()`).

@@ -1,6 +1,7 @@
 """What the commands share: flags, results, and errors as one sentence."""
 
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -70,8 +71,10 @@ def _help(text: str) -> str:
     for module, defined in sorted(flags.FLAGS.flags_by_module_dict().items()):
         if module.startswith("fastervit_jax"):
             for flag in sorted(defined, key=lambda flag: flag.name):
-                default = "" if flag.value is None else f" (default: {flag.value})"
-                lines += [f"  --{flag.name}", f"      {flag.help}{default}"]
+                default = "" if flag.value in (None, []) else f" Default: {flag.value}."
+                # absl adds a line of its own to flags that can be repeated.
+                meaning = flag.help.split(";\n")[0] + default
+                lines += [f"  --{flag.name}", textwrap.indent(textwrap.fill(meaning, 82), " " * 6)]
     return "\n".join(lines)
 
 
