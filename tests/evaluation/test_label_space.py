@@ -94,7 +94,7 @@ def test_v2_folders_are_numbers(tmp_path):
     found = {task.source[index].key.split("/")[-2]: task.source[index].label for index in range(4)}
     assert found == {"0": 0, "9": 9, "10": 10, "999": 999}
     write_folder(tmp_path / "bad", ["1000"], 1)
-    with pytest.raises(ValueError, match="Invalid class folder '1000' .* expected 0 to 999"):
+    with pytest.raises(ValueError, match=r"Invalid class folder '1000' .* expected 0 to 999"):
         open_evaluation_set(
             f"imagenet-v2:folder:{tmp_path / 'bad'}", model_classes=None, num_logits=1000
         )

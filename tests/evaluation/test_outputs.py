@@ -116,7 +116,7 @@ def test_report_escapes_names(result):
         title="<script>alert(1)</script>",
         source=_Renamed(result.evaluation_set.source),
     )
-    page = report_html(dataclasses.replace(result, task=evil))
+    page = report_html(dataclasses.replace(result, evaluation_set=evil))
     assert "<script" not in page and "<img src=x" not in page
     assert "&lt;img src=x" in page
 
@@ -240,7 +240,7 @@ def test_a_refused_command_writes_nothing(small, tmp_path):
 
 
 def test_destinations_are_looked_at_first(tmp_path):
-    with pytest.raises(ValueError, match="the directory .* does not exist"):
+    with pytest.raises(ValueError, match=r"the directory .* does not exist"):
         check_destination("--json", tmp_path / "missing" / "x.json")
     with pytest.raises(ValueError, match="is a directory"):
         check_destination("--json", tmp_path)

@@ -8,6 +8,7 @@ import sys
 import time
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,8 +56,7 @@ def _restore(workdir):
 def _assert_is(restored, step: int) -> None:
     assert restored is not None
     assert restored[0] == step
-    for a, b in zip(jax.tree.leaves(restored[1]), jax.tree.leaves(_state(step)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(restored[1], _state(step))
     assert {key: restored[2][key] for key in ABOUT} == ABOUT
 
 
@@ -249,5 +249,4 @@ def test_a_save_under_way_is_not_disturbed_by_donation(tmp_path):
     )
     checkpoints = Checkpoints(tmp_path)
     _, restored, _ = checkpoints.restore_newest(abstract, lambda step, about: None)
-    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(before), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(restored, before)
