@@ -145,7 +145,7 @@ def test_training_checkpoints_plain_and_averaged(training_checkpoint, tmp_path):
     file, plain, averaged = training_checkpoint
     lines = []
     convert_checkpoint(NAME, file, tmp_path / "plain", say=lines.append, compare=False, **SMALL)
-    assert any("also holds an EMA" in line for line in lines)
+    assert any("also contains an EMA" in line for line in lines)
     assert not any("Stored coordinates" in line for line in lines)
     assert_holds(create_model(NAME, weights=tmp_path / "plain"), plain)
 
@@ -307,9 +307,9 @@ def test_another_number_of_classes_keeps_all_but_the_head(state, file, tmp_path)
     options = {**SMALL, "num_classes": 7}
     convert_checkpoint(NAME, file, tmp_path / "out", say=lines.append, **options)
     ours = our_arrays(create_model(NAME, weights=tmp_path / "out"))
-    assert f"Taken over: {len(ours) - 2} of {len(ours)} tensors." in lines
+    assert f"Loaded {len(ours) - 2} of {len(ours)} tensors." in lines
     assert "New, with initial values (2): head.bias, head.weight." in lines
-    assert "Not taken over (2): head.bias, head.weight." in lines
+    assert "Not loaded (2): head.bias, head.weight." in lines
     assert any(line.startswith("Compared with the official network") for line in lines)
     assert open_source_of(tmp_path / "out")["new"] == ["head.bias", "head.weight"]
 

@@ -54,7 +54,7 @@ def refused(*flags) -> str:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A work directory after seven steps; its plain weights and average are random_model(0, 1)."""
+    """A work directory after seven steps; its weights and their EMA are random_model(0, 1)."""
     path = tmp_path_factory.mktemp("run")
     config = default_config()
     for key, value in MODEL.items():
@@ -65,7 +65,7 @@ def workdir(tmp_path_factory):
     state = dataclasses.replace(
         new_state(*arrays_of(plain), optax.sgd(0.1)),
         step=jnp.int32(7),
-        average={**arrays_of(average)[0], **arrays_of(average)[1]},
+        ema={**arrays_of(average)[0], **arrays_of(average)[1]},
     )
     checkpoints = Checkpoints(path)
     checkpoints.save(7, state, {"class_names": ["cat", "dog", "cow"]})
