@@ -93,7 +93,7 @@ def _tiles(result: Result) -> Iterator[str]:
     error = calibration(evaluation.predictions).error
     yield _tile("calibration error", f"{error:.2%}", "expected, 15 bins")
     counted = int(evaluation.predictions.counted.sum())
-    remark = "each evaluated once"
+    remark = "each image once"
     if counted != evaluation.images:
         remark = f"{counted:,} with a correct class count"
     yield _tile("images", f"{evaluation.images:,}", remark)

@@ -74,7 +74,7 @@ class Table:
         return {"table": [cell.as_json() for cell in self.cells], "left_out": self.left_out}
 
     def markdown(self) -> str:
-        """The table for people: measured top-1 / top-5, and the published ones in brackets."""
+        """Returns the table as Markdown: measured top-1 / top-5, published values in brackets."""
         benchmarks = list(dict.fromkeys(cell.benchmark for cell in self.cells))
         titles = [BENCHMARKS[name].title for name in benchmarks]
         lines = [

@@ -281,7 +281,7 @@ def check_config(
         "mixing_probability",
         "erasing_probability",
     ):
-        _check(config, key, lambda value: 0 <= value <= 1, "0 to 1")
+        _check(config, key, lambda value: 0 <= value <= 1, "a number from 0 to 1")
     _check(
         config,
         "evaluation.crop_fraction",

@@ -84,7 +84,7 @@ def check_same_run(step: int, saved: dict, run: dict, allow_changes: tuple[str, 
             for key, (old, new) in differences.items()
         )
         raise ValueError(
-            f"The checkpoint of step {step} belongs to another run:{shown}\n"
+            f"Cannot resume: the checkpoint of step {step} belongs to another run:{shown}\n"
             "Run the original command again, or use another --workdir. To resume with these "
             f"changes, pass --config.resume.allow_changes={tuple(differences)!r}"
         )

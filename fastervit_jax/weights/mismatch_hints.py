@@ -55,9 +55,9 @@ def likely_causes(offered: Shapes, wanted: Shapes, config: FasterViTConfig) -> l
     theirs, ours = _carrier_stages(offered), _carrier_stages(wanted)
     if theirs != ours:
         causes.append(
-            "Likely cause: carrier tokens in other stages. The checkpoint has them in stages "
-            f"{theirs or 'none'}, the model in {ours or 'none'} (counted from 1). Pass hat, one "
-            "true or false per stage, to add new ones or to omit them."
+            "Likely cause: carrier tokens in other stages. The checkpoint has them in "
+            f"{_stages(theirs)}, the model in {_stages(ours)} (counted from 1). Pass hat, one true "
+            "or false per stage, to add new ones or to omit them."
         )
     return causes
 
@@ -90,6 +90,10 @@ def _carrier_stages(shapes: Shapes) -> list[int]:
     return [
         stage + 1 for stage in range(4) if f"levels.{stage}.blocks.0.hat_attn.qkv.weight" in shapes
     ]
+
+
+def _stages(stages: list[int]) -> str:
+    return f"stages {', '.join(map(str, stages))}" if stages else "no stage"
 
 
 def _text(architecture: dict[str, Any]) -> str:

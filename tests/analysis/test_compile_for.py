@@ -140,4 +140,4 @@ def test_an_unknown_topology_is_refused():
     command = [sys.executable, "train.py", "--config=configs/smoke.py", "--compile_for=v5e:9x9x9"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("error: --compile_for=v5e:9x9x9: ")
+    assert result.stderr.splitlines()[-1].startswith("error: Invalid --compile_for=v5e:9x9x9: ")

@@ -186,7 +186,7 @@ def test_what_nothing_started_counts_and_computing_beside_a_collective_needs_an_
 
 
 def test_text_without_a_program_is_refused():
-    with pytest.raises(ValueError, match="no HLO program"):
+    with pytest.raises(ValueError, match="Invalid HLO program"):
         hlo.parse("nothing")
 
 

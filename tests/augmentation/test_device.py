@@ -45,7 +45,7 @@ def labels():
     return jnp.arange(8)
 
 
-# --- normalisation --------------------------------------------------------------------------------
+# --- normalization --------------------------------------------------------------------------------
 
 
 def test_normalize(images):
@@ -219,13 +219,13 @@ def test_erasing_keeps_the_dtype(images, dtype):
 SETTINGS = AugmentationSettings(num_classes=8, group_size=4, erasing_probability=0.5)
 
 
-def test_augment_mixes_then_normalises_then_erases(images, labels):
+def test_augment_mixes_then_normalizes_then_erases(images, labels):
     augmented, soft = compiled_augment(KEY, images, labels, SETTINGS)
     unerased = dataclasses.replace(SETTINGS, erasing_probability=0.0)
     mixed, mixed_labels = compiled_augment(KEY, images, labels, unerased)
     np.testing.assert_allclose(soft, mixed_labels, atol=1e-6)
     np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
-    # Before erasing, the pixels are whole levels, normalised.
+    # Before erasing, the pixels are whole levels, normalized.
     levels = (np.asarray(mixed) * IMAGENET_STD + IMAGENET_MEAN) * 255
     np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
     difference = np.abs(np.asarray(augmented) - np.asarray(mixed)).max(axis=-1)

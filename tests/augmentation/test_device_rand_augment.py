@@ -46,7 +46,7 @@ BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 
 @pytest.fixture(scope="module")
 def images():
-    """Photographs, noise and a single colour, which operations treat as exceptions."""
+    """Photographs, noise and a single color, which operations treat as exceptions."""
     arrays = [
         np.asarray(Image.fromarray(photograph).convert("RGB").resize((WIDTH, HEIGHT), BICUBIC))
         for photograph in (photographs.astronaut(), photographs.chelsea(), photographs.coffee())
@@ -84,7 +84,7 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("name", COLOR)
-def test_colour_operations_give_the_hosts_levels(images, name):
+def test_color_operations_give_the_hosts_levels(images, name):
     operation = quick_jit(COLOR[name])
     takes_argument = operation_argument(name, 5.0, increasing=True, negative=False) is not None
     for argument in ARGUMENTS[name]:

@@ -39,7 +39,7 @@ def files_of_every_kind() -> dict[str, bytes]:
     exif[0x0112] = 6  # orientation: rotate by 90 degrees when shown
     chelsea, coffee = photos["chelsea"], photos["coffee"]
     palette = coffee.quantize(64)
-    grey_alpha = Image.merge("LA", (chelsea.convert("L"), coffee.resize(chelsea.size).convert("L")))
+    gray_alpha = Image.merge("LA", (chelsea.convert("L"), coffee.resize(chelsea.size).convert("L")))
     transparent = chelsea.copy()
     transparent.putalpha(coffee.resize(chelsea.size).convert("L"))
     deep = Image.fromarray(np.asarray(chelsea.convert("L")).astype(np.uint16) * 257)
@@ -51,18 +51,18 @@ def files_of_every_kind() -> dict[str, bytes]:
         "jpeg odd size": encode(coffee.crop((3, 5, 336, 222)), "JPEG", quality=88),
         "jpeg upright": encode(photos["rocket"].crop((100, 0, 331, 427)), "JPEG"),
         "jpeg large": encode(photos["china"].resize((1601, 1203)), "JPEG"),
-        "jpeg grey": encode(chelsea.convert("L"), "JPEG"),
+        "jpeg gray": encode(chelsea.convert("L"), "JPEG"),
         "jpeg cmyk": encode(chelsea.convert("CMYK"), "JPEG"),
         "jpeg exif rotated": encode(chelsea, "JPEG", exif=exif),
         "jpeg of the exact size": encode(photos["china"].resize((256, 256)), "JPEG"),
         "png": encode(coffee.crop((0, 0, 501, 375)), "PNG"),
-        "png grey": encode(coffee.convert("L"), "PNG"),
+        "png gray": encode(coffee.convert("L"), "PNG"),
         "png 16 bit": encode(deep, "PNG"),
         "png bilevel": encode(coffee.convert("1"), "PNG"),
         "png palette": encode(palette, "PNG"),
         "png palette transparent": encode(palette, "PNG", transparency=5),
         "png alpha": encode(transparent, "PNG"),
-        "png grey alpha": encode(grey_alpha, "PNG"),
+        "png gray alpha": encode(gray_alpha, "PNG"),
         "webp": encode(photos["flower"], "WEBP", quality=80),
         "gif": encode(palette, "GIF"),
         "1 x 1": encode(chelsea.crop((9, 9, 10, 10)), "PNG"),

@@ -21,21 +21,21 @@ from tests.data.numbered import NUM_IMAGES, number_in, numbered_png
 from tests.data.photographs import encode, photographs
 
 
-def png(width, height, pixels, colour_type):
+def png(width, height, pixels, color_type):
     """A PNG put together by hand: a header, and compressed pixels that may not fit it."""
 
     def chunk(kind, data):
         checksum = zlib.crc32(kind + data)
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def png_with_size(width, height):
     """A PNG whose header claims a size that its data does not hold."""
-    return png(width, height, zlib.compress(b"\0" + bytes(3 * 10)), colour_type=2)
+    return png(width, height, zlib.compress(b"\0" + bytes(3 * 10)), color_type=2)
 
 
 def jpeg_with_size(encoded, width, height):
@@ -87,12 +87,12 @@ def test_a_complete_jpeg_with_a_taller_header_is_filled_up():
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
-    """20,000 × 20,000 grey pixels are 400 MB decoded, 1.2 GB as RGB, and 50 kB as a file."""
+    """20,000 × 20,000 gray pixels are 400 MB decoded, 1.2 GB as RGB, and 50 kB as a file."""
     import resource
 
     rows = zlib.compressobj(9)
     pixels = b"".join(rows.compress(bytes(20_001)) for _ in range(20_000)) + rows.flush()
-    bomb = png(20_000, 20_000, pixels, colour_type=0)
+    bomb = png(20_000, 20_000, pixels, color_type=0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DamagedImageError, match="decompression bomb"):
         decode_rgb(bomb)

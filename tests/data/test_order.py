@@ -28,7 +28,7 @@ def test_epochs_and_seeds_differ():
 
 
 def test_every_example_is_as_likely_at_every_place():
-    """χ² over seeds of what stands first, in the middle and last; and of neighbouring pairs."""
+    """χ² over seeds of what stands first, in the middle and last; and of neighboring pairs."""
     n, seeds, bins = 1000, 3000, 20
     drawn = {
         position: np.array(
@@ -54,7 +54,7 @@ def test_the_order_of_running_experiments_stays():
     ]
 
 
-def test_neighbouring_streams_are_independent():
+def test_neighboring_streams_are_independent():
     """First draws over a grid of seeds, epochs and positions look uniform and uncorrelated."""
     draws = np.array(
         [

@@ -48,9 +48,9 @@ def test_numbers_follow_from_the_logits(small, on_eight_devices):
     source = small.source
     transform = EvalTransform(128, 0.875, "center")
     images = np.stack([transform(source[index].encoded) for index in range(len(source))])
-    normalised = (images / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    normalized = (images / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     logits = np.asarray(
-        jax.jit(lambda batch: small.model(batch))(jnp.asarray(normalised, jnp.float32)), np.float64
+        jax.jit(lambda batch: small.model(batch))(jnp.asarray(normalized, jnp.float32)), np.float64
     )
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = np.array([source[index].label for index in range(len(source))])

@@ -116,7 +116,7 @@ def test_report_escapes_names(result):
         title="<script>alert(1)</script>",
         source=_Renamed(result.evaluation_set.source),
     )
-    page = report_html(dataclasses.replace(result, task=evil))
+    page = report_html(dataclasses.replace(result, evaluation_set=evil))
     assert "<script" not in page and "<img src=x" not in page
     assert "&lt;img src=x" in page
 

@@ -64,8 +64,8 @@ def look_at(result, tmp_path, name) -> None:
         for picture in (f"{name}.png", f"{name}_narrow.png"):
             pixels = np.asarray(Image.open(pictures / picture).convert("RGB"))
             # Blue and red of the charts are there, in pixels.
-            for colour in ((47, 111, 178), (196, 71, 47)):
-                assert (np.abs(pixels.astype(int) - colour).max(axis=-1) < 8).sum() > 300
+            for color in ((47, 111, 178), (196, 71, 47)):
+                assert (np.abs(pixels.astype(int) - color).max(axis=-1) < 8).sum() > 300
         return page.run("return document.querySelector('#classes').innerText")
 
 

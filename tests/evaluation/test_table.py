@@ -56,9 +56,9 @@ def test_refusals(converted, tmp_path):
     weights, spec = converted
     with pytest.raises(ValueError, match="contains no converted weights"):
         evaluate_all(str(tmp_path), [spec])
-    with pytest.raises(ValueError, match="write BENCHMARK or BENCHMARK:folder:/x"):
+    with pytest.raises(ValueError, match="expected BENCHMARK or BENCHMARK:folder:/x"):
         evaluate_all(str(weights), ["folder:/x"])
-    with pytest.raises(ValueError, match="There is no folder"):
+    with pytest.raises(ValueError, match="Folder not found"):
         evaluate_all(str(weights), ["imagenet:folder:/missing"])
-    with pytest.raises(ValueError, match="None of the benchmarks can be read"):
+    with pytest.raises(ValueError, match="No benchmark can be read"):
         evaluate_all(str(weights), data_dir=str(tmp_path))

@@ -87,7 +87,7 @@ def test_hosts_that_disagree_on_the_config_are_refused(tmp_path):
     assert [code for code, *_ in results] == [1, 1]
     for host, (_, _, errors) in enumerate(results):
         refusal = next(line for line in errors.splitlines() if line.startswith("error: "))
-        assert f"The hosts disagree on config.seed: host {host} has '{host}'" in refusal
+        assert f"The hosts disagree on config.seed. Host {host} has '{host}'" in refusal
     assert not (tmp_path / "run").exists()
 
 
@@ -102,6 +102,6 @@ def test_hosts_with_different_code_are_refused(tmp_path):
     results = start(2, _flags(tmp_path / "run", tmp_path / "data"), root_of=roots.__getitem__)
     assert [code for code, *_ in results] == [1, 1]
     for _, _, errors in results:
-        assert "error: The hosts disagree on the code of fastervit_jax: host" in errors
-        assert "install the same version everywhere" in errors
+        assert "error: The hosts disagree on the code of fastervit_jax. Host" in errors
+        assert "Install the same version on all hosts" in errors
     assert not (tmp_path / "run").exists()

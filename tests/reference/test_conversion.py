@@ -145,7 +145,7 @@ def test_training_checkpoints_plain_and_averaged(training_checkpoint, tmp_path):
     file, plain, averaged = training_checkpoint
     lines = []
     convert_checkpoint(NAME, file, tmp_path / "plain", say=lines.append, compare=False, **SMALL)
-    assert any("also holds an EMA" in line for line in lines)
+    assert any("also contains an EMA" in line for line in lines)
     assert not any("Stored coordinates" in line for line in lines)
     assert_holds(create_model(NAME, weights=tmp_path / "plain"), plain)
 
@@ -166,14 +166,17 @@ def open_source_of(directory):
 
 def test_no_average_to_take(state, file):
     torch.save({"state_dict": state, "epoch": 3}, file)
-    with pytest.raises(ValueError, match="no EMA: its keys are state_dict, epoch"):
+    with pytest.raises(ValueError, match="no EMA\. Its keys are state_dict, epoch"):
         convert_checkpoint(NAME, file, file.parent / "out", ema=True, **SMALL)
 
 
 def test_what_the_encoder_does_not_cover_is_named(state, file):
     content = {f"encoder.{k}": v for k, v in state.items()}
     torch.save({**content, "decoder.weight": torch.zeros(3)}, file)
-    with pytest.warns(UserWarning, match="Left out, because not below `encoder.`: decoder.weight"):
+    with pytest.warns(
+        UserWarning,
+        match="Skipped, because the name does not begin with `encoder.`: decoder.weight",
+    ):
         create_model(NAME, weights=file, **SMALL)
 
 
@@ -304,9 +307,9 @@ def test_another_number_of_classes_keeps_all_but_the_head(state, file, tmp_path)
     options = {**SMALL, "num_classes": 7}
     convert_checkpoint(NAME, file, tmp_path / "out", say=lines.append, **options)
     ours = our_arrays(create_model(NAME, weights=tmp_path / "out"))
-    assert f"Taken over: {len(ours) - 2} of {len(ours)} tensors." in lines
+    assert f"Loaded {len(ours) - 2} of {len(ours)} tensors." in lines
     assert "New, with initial values (2): head.bias, head.weight." in lines
-    assert "Not taken over (2): head.bias, head.weight." in lines
+    assert "Not loaded (2): head.bias, head.weight." in lines
     assert any(line.startswith("Compared with the official network") for line in lines)
     assert open_source_of(tmp_path / "out")["new"] == ["head.bias", "head.weight"]
 
@@ -321,7 +324,7 @@ def test_a_network_that_computes_something_else_is_not_written(state, file, tmp_
     """Stored coordinates that the official network uses, and ours does not, give it away."""
     name = "levels.2.blocks.0.attn.pos_emb_funct.relative_coords_table"
     torch.save({**state, name: -state[name]}, file)
-    with pytest.raises(ValueError, match="Not the same as the official network"):
+    with pytest.raises(ValueError, match="The logits differ from the official network"):
         convert_checkpoint(NAME, file, tmp_path / "out", say=lambda line: None, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import fastervit.models.faster_vit
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,7 @@ def refused(*flags) -> str:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A work directory after seven steps; its plain weights and average are random_model(0, 1)."""
+    """A work directory after seven steps; its weights and their EMA are random_model(0, 1)."""
     path = tmp_path_factory.mktemp("run")
     config = default_config()
     for key, value in MODEL.items():
@@ -104,8 +105,7 @@ def test_a_trained_network_goes_to_the_official_repository(workdir, tmp_path):
 def test_a_work_directory_loads_like_other_weights(workdir):
     path, _, average = workdir
     model = create_model("faster_vit_0_224", weights=path)
-    for name, array in arrays(average).items():
-        np.testing.assert_array_equal(arrays(model)[name], array, err_msg=name)
+    chex.assert_trees_all_equal(arrays(model), arrays(average))
     assert model.class_names == ("cat", "dog", "cow")
 
 

@@ -1,4 +1,4 @@
-"""Mixing, normalisation and erasing against timm's: results for equal draws, and the draws.
+"""Mixing, normalization and erasing against timm's: results for equal draws, and the draws.
 
 Distributions are compared at the 0.1 % level, 20,000 draws of ours with 100,000 of timm's; every
 such comparison is shown to fail on a planted wrong distribution.
@@ -93,7 +93,7 @@ def test_mixup_rounds_every_pair_of_levels_as_timm_does():
         np.testing.assert_array_equal(got, expected)
 
 
-def test_normalisation_and_erasing_equal_timm_loader():
+def test_normalization_and_erasing_equal_timm_loader():
     """timm's own device-side loader, its noise and rectangles read off what it erased."""
     images = np.random.default_rng(0).integers(0, 256, (64, 48, 40, 3), np.uint8)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
@@ -109,21 +109,21 @@ def test_normalisation_and_erasing_equal_timm_loader():
         )
         return next(iter(loader))[0].numpy().transpose(0, 2, 3, 1)
 
-    normalised = load(0.0)
+    normalized = load(0.0)
     ours = normalize(jnp.asarray(images))
-    np.testing.assert_allclose(ours, normalised, atol=5e-7)
+    np.testing.assert_allclose(ours, normalized, atol=5e-7)
 
     random.seed(0)
     torch.manual_seed(0)
     erased = load(0.25)
-    changed = (erased != normalised).any(-1)
+    changed = (erased != normalized).any(-1)
     boxes = np.zeros((64, 4), int)
     for box, mask in zip(boxes, changed, strict=True):
         if mask.any():
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box[:] = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     assert 5 < (boxes[:, 1] > 0).sum() < 30
-    got = apply_erasing(jnp.asarray(normalised), jnp.asarray(boxes), jnp.asarray(erased))
+    got = apply_erasing(jnp.asarray(normalized), jnp.asarray(boxes), jnp.asarray(erased))
     np.testing.assert_array_equal(got, erased)
 
 
@@ -200,7 +200,7 @@ def test_mixing_draws_are_distributed_as_timm(timm_mixing_draws):
     [
         (dict(mixup_alpha=1.0), "mixup", {"lam"}),
         (dict(cutmix_alpha=0.8), "cutmix", {"lam", "area"}),
-        # The box's centre no longer reaches the last rows, nor a tenth of the columns.
+        # The box's center no longer reaches the last rows, nor a tenth of the columns.
         (dict(image_size=(HEIGHT - 24, WIDTH)), "cutmix", {"bottom"}),
         (dict(image_size=(HEIGHT, WIDTH - 16)), "cutmix", {"right"}),
     ],

@@ -59,9 +59,9 @@ class Photographs:
             file.write_bytes(data)
 
     def _logits(self, images):
-        normalised = (np.stack(images) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+        normalized = (np.stack(images) / 255 - IMAGENET_MEAN) / IMAGENET_STD
         with torch.no_grad():
-            return self.model(to_torch(normalised.astype(np.float32))).numpy()
+            return self.model(to_torch(normalized.astype(np.float32))).numpy()
 
     def official(self, crop_mode, crop_fraction, valid_labels=None):
         """What the official script computes, in float32: best classes, counts and mean loss.

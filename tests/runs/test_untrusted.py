@@ -108,7 +108,7 @@ def test_a_config_of_odd_content_is_refused(name, saved, tmp_path, mark, monkeyp
     content = CONFIGS[name] or pickle.dumps(_Payload(mark))
     shutil.copytree(saved, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match="is not the config of a run"):
+    with pytest.raises(ValueError, match="expected the config of a run"):
         load_trained(tmp_path / "run")
 
 

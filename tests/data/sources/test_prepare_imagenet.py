@@ -100,7 +100,7 @@ def converted(tmp_path_factory):
     home = new_home(tmp_path_factory)
     run_block(0, home, array_record="tfrecord")
     data_dir = str(home / "tensorflow_datasets")
-    with pytest.raises(ValueError, match=r"as tfrecord, .* convert it to array_record"):
+    with pytest.raises(ValueError, match=r"got tfrecord, .* Convert it to array_record"):
         open_source("tfds:imagenet2012@train", data_dir=data_dir)
     run_block(1, home)
     return data_dir
