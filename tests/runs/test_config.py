@@ -26,13 +26,8 @@ def test_default_config_is_usable():
 @pytest.mark.parametrize(
     "key, value, wanted",
     [
-<<<<<<< HEAD
-        ("model.num_classes", 0, "at least one class"),
-        ("model.name", "faster_vit_9_224", "Invalid model"),
-=======
         ("model.num_classes", 0, "at least 1"),
-        ("model.name", "faster_vit_9_224", "Unknown model"),
->>>>>>> prose
+        ("model.name", "faster_vit_9_224", "Invalid model"),
         ("model.depths", (1, 2), "four"),
         ("model.dtype", "float16", "float32 or bfloat16"),
         ("batch_size", 0, "1 or more"),
