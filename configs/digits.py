@@ -1,9 +1,9 @@
 """The quickstart: a small FasterViT learns handwritten digits from scratch.
 
-Reproduces nothing; it shows every part at work on real images. Should reach 98.5 % top-1 or more on
-359 held-out digits, in two minutes on two CPU cores.
+It reproduces no published result. It shows every part at work on real images. It should reach
+98.5 % top-1 or more on 359 held-out digits, in two minutes on two CPU cores.
 
-    python train.py --config=configs/digits.py --workdir=runs/digits
+    fastervit train --config=digits --workdir=runs/digits
 """
 
 from fastervit_jax.runs.config import default_config

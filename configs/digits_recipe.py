@@ -1,9 +1,10 @@
-"""The digits with the whole ImageNet recipe on: it still learns.
+"""The digits with the whole ImageNet recipe.
 
-Reproduces nothing; it shows that mixing, erasing, RandAugment, MESA and the EMA work
-together on real images. RandAugment is milder than the recipe's, which 8 × 8 scans do not survive.
+It reproduces no published result. It shows that mixing, erasing, RandAugment, MESA and the EMA work
+together on real images. RandAugment is weaker than in the ImageNet recipe, because scans of 8 × 8
+pixels do not survive that.
 
-    python train.py --config=configs/digits_recipe.py --workdir=runs/digits_recipe
+    fastervit train --config=digits_recipe --workdir=runs/digits_recipe
 """
 
 from fastervit_jax.runs.recipes import load_recipe

@@ -1,12 +1,11 @@
 """faster_vit_2_224 on ImageNet-1K from scratch, by the official training guide.
 
-Should reach the published 84.2 % top-1 (75.9 M parameters; the official run took 32 GPUs with 128
-images each). The official repository disagrees with itself: its config file has weight decay 0.05
-(guide: 0.005) and MESA 1.0 (guide: 0.5); the guide's command line, which overrides the file, is
-followed here. Neither is known to have made the published weights.
+Should reach the published 84.2 % top-1 (75.9 M parameters). The official run used 32 GPUs with 128
+images each. The guide and the config file of the official repository disagree: weight decay 0.005
+and 0.05, MESA 0.5 and 1.0. This recipe follows the guide. It is not known which of them made the
+published weights.
 
-    python train.py --config=configs/faster_vit_2_224.py --workdir=DIR \
-        --config.data.data_dir=TFDS_DIR
+    fastervit train --config=faster_vit_2_224 --workdir=DIR --config.data.data_dir=TFDS_DIR
 """
 
 from fastervit_jax.runs.config import default_config

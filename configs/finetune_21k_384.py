@@ -1,11 +1,11 @@
 """The 21k model at 384 pixels, from its official weights at 224.
 
-Reproduces the route of the published faster_vit_4_21k_384 (87.6 % top-1; windows grow with the
-image, 24 and 12, so every weight is taken over). The official repository publishes no recipe for
-it: rate, decay and epochs here are the usual ones of fine-tuning, not measured. One pod slice of 32
-chips.
+It follows the route of the published faster_vit_4_21k_384 (87.6 % top-1). The windows grow with the
+image, to 24 and 12, so all weights are used. The official repository publishes no recipe for it. The
+learning rate, decay and epochs here are usual values for fine-tuning, not measured. Meant for a pod
+slice of 32 chips.
 
-    python train.py --config=configs/finetune_21k_384.py --workdir=DIR \
+    fastervit train --config=finetune_21k_384 --workdir=DIR \
         --config.finetune.weights=fastervit_4_21k_224_w14.pth.tar --config.data.data_dir=TFDS_DIR
 """
 

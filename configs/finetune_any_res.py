@@ -1,9 +1,9 @@
 """FasterViT-0 for images that are not square, from its official weights at 224.
 
-Every weight is taken over but the carrier tokens' positions, which a grid of windows that is not
-square does not have. Reproduces nothing published. One pod slice of 8 chips.
+All weights are used but the position embeddings of the carrier tokens, which a window grid that is
+not square does not have. It reproduces no published result. Meant for a pod slice of 8 chips.
 
-    python train.py --config=configs/finetune_any_res.py --workdir=DIR \
+    fastervit train --config=finetune_any_res --workdir=DIR \
         --config.finetune.weights=fastervit_0_224_1k.pth.tar --config.data.data_dir=TFDS_DIR
 """
 

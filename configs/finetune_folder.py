@@ -1,11 +1,12 @@
 """Your own folder of images, from official or converted weights.
 
-A folder a class, in a training and a validation directory; the head is new, all else starts from
-the weights. Reproduces nothing: a start for one GPU that suits some thousand images. A linear probe
-is --config.finetune.frozen="('stem','stages','downsamples','norm')"; to keep the convolution stages
-as they are, name 'stem', 'stages.0', 'stages.1', 'downsamples.0' and 'downsamples.1'.
+You need one folder per class, in a training and a validation directory. The head is new; all other
+weights start from the given ones. It reproduces no published result: it is a start for one GPU and
+some thousand images. For a linear probe, set
+--config.finetune.frozen="('stem','stages','downsamples','norm')". To freeze the convolution stages,
+name 'stem', 'stages.0', 'stages.1', 'downsamples.0' and 'downsamples.1'.
 
-    python train.py --config=configs/finetune_folder.py --workdir=DIR \
+    fastervit train --config=finetune_folder --workdir=DIR \
         --config.finetune.weights=fastervit_0_224_1k.pth.tar --config.model.num_classes=N \
         --config.data.train=folder:PATH/train --config.data.validation=folder:PATH/val
 """

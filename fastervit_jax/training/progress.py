@@ -2,14 +2,14 @@
 
 import contextlib
 import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import jax
-import tqdm
 from etils import epath
+
+from fastervit_jax.data.progress import ProgressBar
 
 Item = TypeVar("Item")
 
@@ -20,19 +20,14 @@ class Progress:
     Args:
         start: steps done before.
         total: steps of the whole run.
-        batch_size: images a step.
+        batch_size: images per step.
     """
 
     def __init__(self, start: int, total: int, batch_size: int):
-        self._silent = jax.process_index() != 0
-        self._terminal = sys.stderr.isatty() and not self._silent
-        self._bar = tqdm.tqdm(
-            initial=start, total=total, unit="step", disable=not self._terminal, smoothing=0.05
-        )
-        self._total = total
+        first = jax.process_index() == 0
+        self._bar = ProgressBar(total, unit="step", start=start, visible=first, smoothing=0.05)
         self._batch_size = batch_size
-        self._begin = self._mark = time.monotonic()
-        self._start = self._mark_step = self._step = start
+        self._mark, self._mark_step = time.monotonic(), start
         self._waited = 0.0
 
     def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
@@ -48,7 +43,6 @@ class Progress:
 
     def step_done(self) -> None:
         """Counts a step."""
-        self._step += 1
         self._bar.update()
 
     def speed(self) -> dict[str, float]:
@@ -61,9 +55,9 @@ class Progress:
         """
         now = time.monotonic()
         elapsed = now - self._mark
-        seconds = elapsed / max(self._step - self._mark_step, 1)
+        seconds = elapsed / max(self._bar.done - self._mark_step, 1)
         share = self._waited / elapsed
-        self._mark, self._mark_step, self._waited = now, self._step, 0.0
+        self._mark, self._mark_step, self._waited = now, self._bar.done, 0.0
         return {
             "images_per_second": self._batch_size / seconds,
             "step_seconds": seconds,
@@ -72,22 +66,15 @@ class Progress:
         }
 
     def show(self, **values: float) -> None:
-        """Shows a step's figures."""
-        if self._silent:
-            return
+        """Shows the metrics of a step."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if self._terminal:
-            self._bar.set_postfix_str(text)
-            return
-        done = self._step - self._start
-        left = (time.monotonic() - self._begin) / max(done, 1) * (self._total - self._step)
-        print(f"step {self._step}/{self._total}  {text}  {left:.0f} s left", flush=True)
+        bar = self._bar
+        left = f"{bar.seconds_left():.0f} s left"
+        bar.show(text, f"step {bar.done}/{bar.total}  {text}  {left}")
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""
-        if self._silent:
-            return
-        self._bar.write(line) if self._terminal else print(line, flush=True)
+        self._bar.say(line)
 
     def close(self) -> None:
         """Ends the bar."""
