@@ -1,7 +1,7 @@
 """faster_vit_6_224 on ImageNet-1K from scratch, by the official training guide.
 
 Should reach the published 85.8 % top-1 (1360.3 M parameters). The official run used 32 GPUs with
-128 images each. The guide and the config file of the official repository disagree: weight decay 0.12
+128 images each. The guide and the config file of the official code disagree: weight decay 0.12
 and 0.15, MESA 5.0 and 5.0. This recipe follows the guide. It is not known which of them made the
 published weights.
 

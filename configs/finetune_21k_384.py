@@ -1,7 +1,7 @@
 """The 21k model at 384 pixels, from its official weights at 224.
 
 It follows the route of the published faster_vit_4_21k_384 (87.6 % top-1). The windows grow with the
-image, to 24 and 12, so all weights are used. The official repository publishes no recipe for it. The
+image, to 24 and 12, so all weights are used. The official repository has no recipe for it. The
 learning rate, decay and epochs here are usual values for fine-tuning, not measured. Meant for a pod
 slice of 32 chips.
 

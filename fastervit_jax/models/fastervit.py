@@ -1,5 +1,7 @@
 """The whole network (paper, section 3.1 and figure 3)."""
 
+import functools
+import warnings
 from typing import Any, cast
 
 import jax
@@ -85,6 +87,7 @@ class FasterViT(nnx.Module):
         Sides that strides do not divide are rounded up. Arguments and errors as in `__call__`.
         """
         self._check_images(images)
+        _hint_at_jit(self.config, images)
         x = self.stem(images.astype(self.dtype))
         maps = []
         for index, stage in enumerate(self.stages):
@@ -152,6 +155,22 @@ class FasterViT(nnx.Module):
                 f"Invalid images: expected {expected}, got {images.dtype}. Divide by 255, subtract "
                 f"the mean and divide by the standard deviation first."
             )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=5)
+
+
+def _hint_at_jit(config: FasterViTConfig, images: jax.Array) -> None:
+    """Warns once if a large network runs outside `jit`, where JAX compiles each operation."""
+    large = sum(config.depths) >= 12 and config.dim >= 64
+    if large and not isinstance(images, jax.core.Tracer):
+        _warn_once(
+            "The model runs operation by operation, and JAX compiles each operation by itself. "
+            "Compile the model as a whole, which is faster: "
+            "nnx.jit(lambda model, images: model(images))(model, images)"
+        )
 
 
 def _checked_dtype(dtype) -> jnp.dtype:

@@ -1,6 +1,7 @@
 """Wrong use gets a sentence: what was given, what is expected, how to get it."""
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from fastervit_jax import create_model
-from fastervit_jax.models import FasterViTConfig, abstract_model, variant_config
+from fastervit_jax.models import FasterViTConfig, abstract_model, fastervit, variant_config
 from tests.small.network import SMALL
 
 UNKNOWN = [
@@ -166,3 +167,17 @@ def test_batch_norm_of_a_single_value():
     model.train()
     with pytest.raises(ValueError, match="Use a larger batch or image"):
         nnx.eval_shape(lambda m, x: m(x), model, image)
+
+
+def test_a_large_model_outside_jit_gets_one_hint():
+    fastervit._warn_once.cache_clear()
+    large, images = variant_config("faster_vit_0_224"), jnp.zeros((1, 224, 224, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastervit._hint_at_jit(variant_config("faster_vit_0_224", **SMALL), images)
+        jax.jit(lambda images: fastervit._hint_at_jit(large, images))(images)
+    with pytest.warns(UserWarning, match=re.escape("nnx.jit(lambda model, images: model(images))")):
+        fastervit._hint_at_jit(large, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastervit._hint_at_jit(large, images)
