@@ -56,7 +56,7 @@ $(VENV)/installed: pyproject.toml
 # dependencies. Where torch cannot be installed, the tests that compare with it are left out, and the
 # summary says so.
 $(VENV)/test-installed: $(VENV)/installed
-	$(BIN)/pip install --quiet --editable '.[test]' $(if $(JAX),jax==$(JAX))
+	$(BIN)/pip install --quiet --editable '.[test,docs]' $(if $(JAX),jax==$(JAX))
 ifeq ($(REFERENCE),yes)
 	($(BIN)/pip install --quiet torch==2.13.0 pyyaml safetensors huggingface_hub && \
 	 $(BIN)/pip install --quiet --no-deps timm==0.9.16 torchvision==0.28.0 fastervit==1.0.0) || \
