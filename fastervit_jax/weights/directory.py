@@ -283,8 +283,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         ]
         if lost:
             return (
-                f"{path} is truncated: {len(lost)} arrays are missing, beginning with "
-                f"{min(lost)[1]}. Convert or copy the weights again."
+                f"{path} is truncated. Missing arrays: {len(lost)}, beginning with {min(lost)[1]}. "
+                "Convert or copy the weights again."
             )
     return f"{path} is damaged ({error}). Convert or copy the weights again."
 

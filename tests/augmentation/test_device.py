@@ -336,18 +336,20 @@ def test_more_refusals(images, labels):
         mix(KEY, images, labels, num_classes=8, group_size=4, first_image=6)
     with pytest.raises(ValueError, match="Invalid images for random erasing: expected normalized"):
         random_erasing(KEY, images)
-    with pytest.raises(ValueError, match="must be uint8"):
+    with pytest.raises(ValueError, match="Invalid images: expected dtype uint8"):
         normalize(images.astype(jnp.float32))
-    with pytest.raises(ValueError, match="3 equal groups"):
+    with pytest.raises(ValueError, match="must be a multiple of the 3 groups"):
         draw = draw_mixing(KEY, jnp.arange(3), image_size=(24, 16), probability=0)
         apply_mixing(images, labels, draw, num_classes=8)
     mesh = jax.make_mesh((1,), ("batch",))
     with pytest.raises(ValueError, match="'data', 'fsdp'"):
         augment(KEY, images, labels, SETTINGS, mesh=mesh)
     mesh = jax.make_mesh((4, 1), ("data", "fsdp"))
-    with pytest.raises(ValueError, match="the 2 images that each holds must make whole groups"):
+    with pytest.raises(ValueError, match="must divide the 2 images of each device"):
         augment(KEY, images, labels, SETTINGS, mesh=mesh)
-    with pytest.raises(ValueError, match="6 images cannot be shared out over 4 devices"):
+    with pytest.raises(
+        ValueError, match="Invalid batch size 6: must be a multiple of the 4 devices"
+    ):
         augment(KEY, images[:6], labels[:6], SETTINGS, mesh=mesh)
 
 

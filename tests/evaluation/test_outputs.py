@@ -242,7 +242,7 @@ def test_a_refused_command_writes_nothing(small, tmp_path):
 def test_destinations_are_looked_at_first(tmp_path):
     with pytest.raises(ValueError, match=r"the directory .* does not exist"):
         check_destination("--json", tmp_path / "missing" / "x.json")
-    with pytest.raises(ValueError, match="is a directory"):
+    with pytest.raises(ValueError, match="expected a file, got a directory"):
         check_destination("--json", tmp_path)
     check_destination("--json", tmp_path / "x.json")
 

@@ -128,7 +128,9 @@ def test_refusals(tmp_path, jpeg):
     (tmp_path / "short.json").write_text("[[1], [2]]")
     with pytest.raises(ValueError, match="expected a list of labels of ImageNet's 50,000"):
         open_evaluation_set(spec, real_labels=str(tmp_path / "short.json"), **model)
-    with pytest.raises(ValueError, match="belongs to --dataset=imagenet-real alone"):
+    with pytest.raises(
+        ValueError, match="Invalid --real_labels: it requires --dataset=imagenet-real"
+    ):
         open_evaluation_set(spec.removeprefix("imagenet-real:"), **options, **model)
     task = open_evaluation_set(spec, **options, **model)
     renamed = dataclasses.replace(task.real_labels, source=[Example(jpeg, 0, "photo.jpg")])

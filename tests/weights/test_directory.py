@@ -123,7 +123,7 @@ def test_a_cut_off_file_names_what_is_lost(saved):
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
     last = max(header, key=lambda name: header[name]["data_offsets"])
     path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=f"cut off: 1 arrays are lost, from {last} on"):
+    with pytest.raises(ValueError, match=f"truncated. Missing arrays: 1, beginning with {last}"):
         create_model("faster_vit_3_224", weights=saved)
     for size in (0, 7, 100):
         path.write_bytes(whole[:size])
@@ -146,7 +146,7 @@ def test_damaged_metadata_is_refused(saved):
     refused("Invalid format version .* expected 1, got 99", format_version=99)
     refused("Unknown model option 'dims'", overrides={"dims": 3})
     refused("metadata.json is damaged", arrays=None)
-    refused("knows nothing of head.kernel", arrays=_without(whole["arrays"], "head.kernel"))
+    refused("does not list head.kernel", arrays=_without(whole["arrays"], "head.kernel"))
     path.write_text(path.read_text()[:-30])
     with pytest.raises(ValueError, match=r"metadata.json is damaged"):
         create_model("faster_vit_3_224", weights=saved)
@@ -194,7 +194,7 @@ def test_class_names_must_be_as_many_as_classes(model, tmp_path):
 def test_a_path_without_weights_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"expected a converted directory \(metadata.json\) or"):
         create_model("faster_vit_0_224", weights=tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no file .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"File not found: .*nowhere"):
         create_model("faster_vit_0_224", weights=tmp_path / "nowhere")
 
 

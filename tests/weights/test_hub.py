@@ -122,7 +122,7 @@ def test_a_download_that_stays_damaged_is_refused(hub, tmp_path):
 
 def test_without_network_and_cache(hub):
     hub.close()
-    with pytest.raises(OSError, match=f"{FILE} of .* Cannot download .* from the Hugging Face"):
+    with pytest.raises(OSError, match=f"Cannot download {FILE} of .* from the Hugging Face"):
         create_model(NAME, pretrained=True)
 
 
