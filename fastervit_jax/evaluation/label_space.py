@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fastervit_jax.data import Example, Source
+from fastervit_jax.data.sources import natural_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,18 @@ def _by_place(data_classes: Sequence[str], num_logits: int) -> LabelSpace:
         class_names=tuple(data_classes),
         logits=None,
         answer=tuple(range(num_logits)),
-        remark="The weights do not store class names. Classes are matched by their order.",
+        remark=f"The weights do not store class names. {_order_warning(data_classes)}",
+    )
+
+
+def _order_warning(names: Sequence[str]) -> str:
+    if sorted(names) == sorted(names, key=natural_key):
+        return "Classes are matched by their order."
+    return (
+        "Warning: classes are matched by their order, and these names have two usual orders. This "
+        f"data set uses the natural one, as timm does ({names[0]}, {names[1]}, …). If the accuracy "
+        f"is near chance, the weights may be trained with plain sorted names "
+        f"({', '.join(sorted(names)[:2])}, …)."
     )
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from fastervit_jax.data import EvalTransform, Source, eval_batches
 from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, CropMode
+from fastervit_jax.data.sources import describe_classes
 from fastervit_jax.data.sources.digits import default_root
 from fastervit_jax.evaluation.dataset import EvaluationSet, open_evaluation_set
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
@@ -158,8 +159,12 @@ def evaluate_set(
     if options.crop_fraction is not None:
         fraction = options.crop_fraction
     transform = EvalTransform(model.config.resolution, fraction, options.crop_mode or mode)
-    if options.say and evaluation_set.remark:
-        options.say(evaluation_set.remark)
+    if options.say:
+        options.say(
+            f"{evaluation_set.title}: {describe_classes(evaluation_set.source.class_names)}"
+        )
+        if evaluation_set.remark:
+            options.say(evaluation_set.remark)
     evaluation = evaluate_model(
         model.deploy() if options.deploy else model,
         evaluation_set.source,

@@ -83,6 +83,14 @@ def check_same_run(step: int, saved: dict, run: dict, allow_changes: tuple[str, 
             f"\n  {key}: {old!r} in the checkpoint, {new!r} now"
             for key, (old, new) in differences.items()
         )
+        if sorted(saved["class_names"]) == sorted(run["class_names"]) and "data.class_names" in (
+            differences
+        ):
+            shown += (
+                "\n  The names are the same in another order. Folders are read in natural order "
+                "(1, 2, 10), as in timm; earlier versions used plain sorted order. Evaluation "
+                "of the run is right, because it matches classes by name."
+            )
         raise ValueError(
             f"Cannot resume: the checkpoint of step {step} belongs to another run:{shown}\n"
             "Run the original command again, or use another --workdir. To resume with these "

@@ -23,6 +23,7 @@ from fastervit_jax.data import (
     open_source,
     train_batches,
 )
+from fastervit_jax.data.sources import describe_classes
 from fastervit_jax.evaluation.evaluator import Evaluation, evaluate, make_eval_step
 from fastervit_jax.evaluation.pictures import draw_predictions
 from fastervit_jax.models import FasterViT, abstract_model
@@ -118,6 +119,8 @@ class Classification:
                 f"config.model.num_classes={config.model.num_classes}, but {config.data.train} has "
                 f"{training.num_classes} classes: set the key to that."
             )
+        if jax.process_index() == 0:
+            print(f"{config.data.train}: {describe_classes(training.class_names)}", flush=True)
         return Data(training, validation)
 
     def network(self, config: ml_collections.ConfigDict) -> FasterViT:

@@ -6,9 +6,22 @@ Neither kind needs TensorFlow at run time:
 - `tfds:NAME[/CONFIG[:VERSION]]@SPLIT` is a TFDS data set that was prepared as array_record.
 """
 
-from fastervit_jax.data.sources.source import Example, Source, check_same_classes
+from fastervit_jax.data.sources.source import (
+    Example,
+    Source,
+    check_same_classes,
+    describe_classes,
+    natural_key,
+)
 
-__all__ = ["Example", "Source", "check_same_classes", "open_source"]
+__all__ = [
+    "Example",
+    "Source",
+    "check_same_classes",
+    "describe_classes",
+    "natural_key",
+    "open_source",
+]
 
 
 def open_source(spec: str, *, data_dir: str | None = None) -> Source:

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from fastervit_jax.data.paths import is_remote
-from fastervit_jax.data.sources.source import Example
+from fastervit_jax.data.sources.source import Example, natural_key
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Names of splits. A folder that contains only these is the parent of the intended folder.
@@ -19,7 +19,8 @@ class FolderSource:
 
     File names end in .jpg, .jpeg, .png or .webp, in upper or lower case. The content of a file is
     only checked when it is decoded. Names that start with a dot are ignored. Symbolic links are
-    followed. The label of a class is its index in the sorted class names.
+    followed. The label of a class is its index in the class names in natural order, as in timm:
+    `1, 2, 10`; `apple, Banana`.
     """
 
     def __init__(self, root: str):
@@ -34,7 +35,7 @@ class FolderSource:
             raise ValueError(f"Folder not found: {root}. Correct the path after 'folder:'.")
         images = _list_images(self._root)
         self._check_classes(images)
-        self._class_names = tuple(sorted(images))
+        self._class_names = tuple(sorted(images, key=natural_key))
         counts = [len(images[name]) for name in self._class_names]
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         # All paths are stored in one string with offsets. A list of 1.28 million strings would take
@@ -68,7 +69,7 @@ class FolderSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the class folders, sorted."""
+        """Names of the class folders, in natural order."""
         return self._class_names
 
     @property

@@ -1,5 +1,7 @@
 """The data source protocol: encoded images with labels, accessed by index."""
 
+import re
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -57,3 +59,21 @@ def check_same_classes(train: Source, validation: Source) -> None:
         f"Training has {train.num_classes} classes and validation has {validation.num_classes} "
         f"classes, and the classes differ ({difference}). Use the same classes in both."
     )
+
+
+def natural_key(name: str) -> tuple:
+    """Sorting key of timm's folder reader: numbers by value, letters by their lower case.
+
+    `1, 2, 10` instead of `1, 10, 2`; `apple, Banana` instead of `Banana, apple`. Names that timm
+    does not distinguish are in plain order.
+    """
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if part.isdigit() else part for part in parts], name
+
+
+def describe_classes(names: Sequence[str]) -> str:
+    """One line with the number of classes, and the first and last three with their index."""
+    numbered = [f"{index} = {name}" for index, name in enumerate(names)]
+    if len(numbered) > 6:
+        numbered = [*numbered[:3], "…", *numbered[-3:]]
+    return f"{len(names)} classes: {', '.join(numbered)}"

@@ -23,11 +23,11 @@ def make_folder(root, files):
 def test_order_labels_and_keys(tmp_path):
     names = ["b/2.JPEG", "a/deep/er/1.png", "a/0.WebP", "B/x.jpg", "b/notes.txt", "a/.hidden.png"]
     source = open_source(make_folder(tmp_path, names))
-    assert source.class_names == ("B", "a", "b") and source.num_classes == 3
+    assert source.class_names == ("a", "B", "b") and source.num_classes == 3
     keys = [source[i].key.removeprefix(f"{tmp_path}/") for i in range(len(source))]
-    assert keys == ["B/x.jpg", "a/0.WebP", "a/deep/er/1.png", "b/2.JPEG"]
-    assert [source[i].label for i in range(len(source))] == [0, 1, 1, 2]
-    assert source[0].encoded == numbered_png(3)
+    assert keys == ["a/0.WebP", "a/deep/er/1.png", "B/x.jpg", "b/2.JPEG"]
+    assert [source[i].label for i in range(len(source))] == [0, 0, 1, 2]
+    assert source[0].encoded == numbered_png(2)
     with pytest.raises(IndexError):
         source[4]
     with pytest.raises(IndexError):
