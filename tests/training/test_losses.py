@@ -75,10 +75,10 @@ def test_mesa_divergence_and_its_gradient(logits):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: smooth_one_hot(jnp.array([0.0]), 3), "integer class"),
-        (lambda: smooth_one_hot(jnp.array([[0]]), 3), "integer class"),
-        (lambda: smooth_one_hot(jnp.array([0]), 3, 1.0), "below 1; got 1.0"),
-        (lambda: smooth_one_hot(jnp.array([0]), 3, -0.1), "at least 0"),
+        (lambda: smooth_one_hot(jnp.array([0.0]), 3), "Invalid labels: expected integers"),
+        (lambda: smooth_one_hot(jnp.array([[0]]), 3), "Invalid labels: expected integers"),
+        (lambda: smooth_one_hot(jnp.array([0]), 3, 1.0), r"in \[0, 1\), got 1.0"),
+        (lambda: smooth_one_hot(jnp.array([0]), 3, -0.1), r"in \[0, 1\), got -0.1"),
         (lambda: smooth_one_hot(jnp.array([0]), 0), "num_classes"),
         (lambda: soft_target_cross_entropy(jnp.zeros((2, 3)), jnp.zeros((2, 4))), "same|both"),
         (lambda: mesa_divergence(jnp.zeros((2, 3)), jnp.zeros((1, 3))), "both have the shape"),

@@ -144,7 +144,7 @@ def test_damaged_metadata_is_refused(saved):
             create_model("faster_vit_3_224", weights=saved)
 
     refused("Invalid format version .* expected 1, got 99", format_version=99)
-    refused("Unknown model option 'dims'", overrides={"dims": 3})
+    refused("Invalid model option 'dims'", overrides={"dims": 3})
     refused("metadata.json is damaged", arrays=None)
     refused("does not list head.kernel", arrays=_without(whole["arrays"], "head.kernel"))
     path.write_text(path.read_text()[:-30])

@@ -71,7 +71,7 @@ def test_a_damaged_cache_says_how_to_mend_it(hub, published, tmp_path):
     create_model(NAME, pretrained=True)
     directory = tmp_path / "cache" / "v1" / NAME
     (directory / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=f"cached copy: delete {directory}, and it is fetched"):
+    with pytest.raises(ValueError, match=f"cached copy. Delete {directory} to download it again"):
         create_model(NAME, pretrained=True)
     shutil.rmtree(directory)
     assert_same(create_model(NAME, pretrained=True), published[0])
@@ -154,7 +154,7 @@ def test_a_cache_that_cannot_be_written(place, hub, monkeypatch, tmp_path):
 
 
 def test_weights_or_pretrained():
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="got both"):
         create_model(NAME, pretrained=True, weights="here")
 
 
