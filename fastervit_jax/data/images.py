@@ -53,28 +53,55 @@ def decode_rgb(encoded: bytes) -> Image.Image:
     """Decodes bytes to an RGB image at the image's own size.
 
     Pillow's `convert` turns gray, CMYK and palette images into RGB, and drops the alpha channel.
+    Gray images of 9 to 16 bits are scaled to 8 bits, because `convert` would clip them.
 
     Raises:
-        DamagedImageError: the bytes are empty, truncated or not an image, or the image has more
-            than 178,956,970 pixels (a decompression bomb).
+        DamagedImageError: the bytes are empty, truncated or not an image; the image has more than
+            178,956,970 pixels (a decompression bomb); or its pixels are floats or 32-bit integers.
     """
     if not encoded:
         raise DamagedImageError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
         if image.mode == "RGB":
             image.load()
             return image
+        if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
+            image = _with_8_bits(image)
+        if image.mode in ("I", "F"):
+            kind = "floats" if image.mode == "F" else "32-bit integers"
+            raise DamagedImageError(
+                f"its pixels are {kind}, whose range is not known. Scale them to 0 to 255 and save "
+                "the image with 8 bits per channel"
+            )
         return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise DamagedImageError(f"not an image in {', '.join(_FORMATS)} format") from error
-    except MemoryError:
+    except (MemoryError, DamagedImageError):
         raise
     # Pillow's plugins raise many types for a broken file: OSError, SyntaxError, ValueError,
     # struct.error, DecompressionBombError, ...
     except Exception as error:
         reason = " ".join(str(error).split()) or "Pillow reported no reason"
         raise DamagedImageError(f"{type(error).__name__}: {reason}") from error
+
+
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
+
+
+def _with_8_bits(image: Image.Image) -> Image.Image:
+    """Scales a gray image of up to 16 bits to 8 bits: value // 257 for 16 bits.
+
+    A TIFF file may say that its largest value is smaller, such as 4,095 for 12 bits.
+    """
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    stated = tags.get(_MAX_SAMPLE_VALUE, 2**bits - 1)
+    largest = stated[0] if isinstance(stated, tuple) else stated
+    pixels = np.asarray(image).astype(np.uint32)
+    if not 0 < largest < 2**16 or pixels.max(initial=0) > largest:
+        largest = 2**16 - 1
+    return Image.fromarray((pixels * 255 // largest).astype(np.uint8))
 
 
 def _resize(

@@ -46,7 +46,11 @@ def timm_image(encoded: bytes, resolution, crop_fraction: float, crop_mode: str)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remark on palettes with transparency
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        image = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith("I;16"):
+            # timm would clip 16-bit gray to white. We scale it, and do the rest as timm does.
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = image.convert("RGB")
     return transform(image).transpose(1, 2, 0)
 
 
