@@ -15,15 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
-from fastervit_jax.data.images import DamagedImageError, EvalTransform
+from fastervit_jax.data.images import IMAGE_SUFFIXES, DamagedImageError, EvalTransform
 from fastervit_jax.data.preprocessing import normalize
 from fastervit_jax.models import FasterViT
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """A file or a folder, an encoded image, a Pillow image, or uint8 pixels [height, width(, 3)]."""
-
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
-"""Endings of the files in a folder that count as images."""
 
 
 @dataclasses.dataclass(frozen=True)

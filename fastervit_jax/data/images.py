@@ -13,14 +13,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 CropMode = Literal["center", "squash"]
 Resolution = int | tuple[int, int]
 
 # Formats that Pillow may decode. Other formats are excluded on purpose: some start other programs
 # (EPS runs Ghostscript), others do not store photographs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_SUFFIXES: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+)
+if features.check("avif"):  # a Pillow that was built with it
+    _FORMATS, _SUFFIXES = (*_FORMATS, "AVIF"), (*_SUFFIXES, ".avif")
+
+IMAGE_SUFFIXES = frozenset(_SUFFIXES)
+"""Endings of the files that count as images, in lower case."""
 
 # Pillow refuses to decode more pixels than this, twice the number at which it warns. The same limit
 # applies after resizing, because a small image can become huge (1 × 20,000 pixels).

@@ -104,7 +104,7 @@ def test_a_wrong_folder_is_explained(tmp_path, prepare, says):
 
 @pytest.mark.parametrize("spec", ["", "imagenet", "folder:", "tfds:", "file:/x", "/data/imagenet"])
 def test_a_wrong_specification_is_explained(spec):
-    with pytest.raises(ValueError, match=r"expected folder:PATH or tfds:NAME"):
+    with pytest.raises(ValueError, match=r"expected folder:PATH, csv:PATH or tfds:NAME"):
         open_source(spec)
 
 
@@ -126,3 +126,16 @@ def test_a_large_folder_stays_small_in_memory(tmp_path):
         path.touch()
     size = len(pickle.dumps(open_source(f"folder:{tmp_path}")))
     assert size < np.sum([len(name) + 12 for name in names]) + 2000
+
+
+def test_every_format_is_read_and_what_is_left_out_is_said(tmp_path, caplog):
+    read = ["a/1.BMP", "a/2.tif", "a/3.TIFF", "a/4.gif", "b/5.jfif", "b/6.jpe", "b/7.webp"]
+    left = ["a/8.heic", "a/9.HEIC", "b/10.txt", "b/README"]
+    ignored = ["a/@eaDir/11.jpg", "a/.hidden/12.jpg"]
+    with caplog.at_level("WARNING"):
+        source = open_source(make_folder(tmp_path, [*read, *left, *ignored]))
+    keys = {source[index].key.removeprefix(f"{tmp_path}/") for index in range(len(source))}
+    assert keys == set(read)
+    (line,) = [record.getMessage() for record in caplog.records if "Left out" in record.message]
+    assert line.startswith("Left out 4 files that are not images we read, in ")
+    assert line.endswith(": 2 .heic, 1 .txt, 1 without an ending")
