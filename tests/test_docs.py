@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import fastervit_jax
+import fastervit_jax.data
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))
 TEXTS = [Path("README.md"), Path("CONTRIBUTING.md"), Path("CHANGELOG.md"), *PAGES]
@@ -45,6 +48,30 @@ def test_a_key_without_a_comment_fails():
     source = "def default_config():\n    config.seed = 0  # of all\n    config.flip = 0.5\n"
     with pytest.raises(ValueError, match=r"config\.flip has no comment"):
         generated.config_keys(source)
+
+
+def test_a_flag_without_help_fails():
+    assert "| `--top` | Classes. |" in generated.command_reference(
+        "A.\n\nFlags:\n  --top\n   Classes."
+    )
+    with pytest.raises(ValueError, match="--top has no help text"):
+        generated.command_reference("A.\n\nFlags:\n  --top\n")
+
+
+def test_every_public_name_has_a_reference():
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    for package in (fastervit_jax, fastervit_jax.data):
+        for name in set(package.__all__) - {"__version__"}:
+            assert f"::: {package.__name__}.{name}\n" in page
+
+
+def test_cited_sections_exist():
+    page = (ROOT / "docs" / "reference" / "numbers.md").read_text()
+    sections = set(re.findall(r"^## (\d+)\. ", page, flags=re.MULTILINE))
+    sources = [*ROOT.glob("fastervit_jax/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    cited = re.findall(r"numbers\.md,\s+(?:# )?section (\d+)", text)
+    assert cited and set(cited) <= sections
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mkdocstrings"), reason="needs mkdocs")

@@ -1,13 +1,14 @@
 """mkdocs hooks: pages that are generated from the code.
 
 - `reference/config.md` gets a table of all config keys, from the source of `default_config`.
-- `reference/commands.md` gets the output of `fastervit COMMAND --help`.
+- `reference/commands.md` gets the description and the flags of each command, from its `--help`.
 - `whats-new.md` gets the content of CHANGELOG.md.
 - `benchmarks.md` gets its tables from the records (`benchmark_tables.py`).
 """
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
@@ -102,11 +103,56 @@ def _commands() -> str:
 
     with ThreadPoolExecutor() as pool:
         texts = list(pool.map(help_of, COMMANDS))
-    parts = [
-        f"## fastervit {name}\n\nUse it to {meaning}.\n\n```text\n{text.strip()}\n```\n"
-        for (name, meaning), text in zip(COMMANDS.items(), texts, strict=True)
-    ]
-    return "\n".join(parts)
+    links = (f"| [`fastervit {name}`](#fastervit-{name}) | {COMMANDS[name]} |" for name in COMMANDS)
+    parts = ["\n".join(["| command | what it is for |", "|---|---|", *links])]
+    for name, text in zip(COMMANDS, texts, strict=True):
+        parts += [f"## fastervit {name}", command_reference(text)]
+    return "\n\n".join(parts)
+
+
+def command_reference(text: str) -> str:
+    """The `--help` of a command as Markdown: its description, and its flags as a table.
+
+    Raises:
+        ValueError: a flag has no meaning.
+    """
+    description, _, flags = text.partition("\nFlags:\n")
+    rows = []
+    for flag in re.split(r"^  --", flags, flags=re.MULTILINE)[1:]:
+        name, *meaning = flag.split()
+        if not meaning:
+            raise ValueError(f"--{name} has no help text.")
+        rows.append(f"| `--{name}` | {_flag_meaning(' '.join(meaning))} |")
+    paragraphs = re.split(r"\n\s*\n", description.strip("\n"))
+    table = ["| flag | meaning |", "|---|---|", *sorted(rows)]
+    return "\n\n".join([*map(_paragraph, paragraphs), "\n".join(table)])
+
+
+def _flag_meaning(text: str) -> str:
+    """A flag's help, with the choices that absl writes as `<a|b>:` put into words."""
+    choices, _, rest = text.partition(">: ")
+    if text.startswith("<") and rest:
+        *others, last = (f"`{choice}`" for choice in choices[1:].split("|"))
+        text = f"{', '.join(others)} or {last}. {rest}"
+    return _marked(text).replace("|", "\\|")
+
+
+def _paragraph(text: str) -> str:
+    """A paragraph of a description: command lines become a block of code, flags become code."""
+    lines = [line.strip() for line in text.splitlines()]
+    if all(line.startswith("fastervit ") for line in lines):
+        return "\n".join(["```text", *lines, "```"])
+    usage = re.fullmatch(r"(.*): (fastervit .*?)\.?", " ".join(lines))
+    if usage:
+        return f"{_marked(usage[1])}.\n\n```text\n{usage[2]}\n```"
+    return _marked(text)
+
+
+def _marked(text: str) -> str:
+    """Flags outside code become code."""
+    parts = text.split("`")
+    parts[::2] = (re.sub(r"--[a-z_]+(=[\w:./-]*\w)?", r"`\g<0>`", part) for part in parts[::2])
+    return "`".join(parts)
 
 
 _GENERATED = {
