@@ -25,6 +25,11 @@ LABELS = {
 }
 
 
+def number_of(model: str) -> int:
+    """The number of a model: 3 for faster_vit_3_224."""
+    return int(model.split("_")[2])
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("records", type=Path, nargs="+", help="JSON files of inference.py")
@@ -42,17 +47,16 @@ def main() -> None:
         raise SystemExit(f"The records have no rows for batches of {arguments.batch}.")
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for candidate, label in LABELS.items():
-        points = sorted(
-            (row[candidate], PUBLISHED[int(row["model"].split("_")[2])], row["model"])
-            for row in rows
-            if candidate in row
-        )
-        if points:
-            rates, accuracies, _ = zip(*points, strict=True)
+        # A model that was not measured leaves a gap in the line.
+        measured = {row["model"]: row.get(candidate, float("nan")) for row in rows}
+        models = sorted(measured, key=number_of)
+        if any(candidate in row for row in rows):
+            rates = [measured[model] for model in models]
+            accuracies = [PUBLISHED[number_of(model)] for model in models]
             style = "-" if candidate.startswith("ours") else "--"
             axes.plot(rates, accuracies, style, marker="o", label=label)
     for model in {row["model"] for row in rows}:
-        number = int(model.split("_")[2])
+        number = number_of(model)
         fastest = max(
             row[key] for row in rows if row["model"] == model for key in LABELS if key in row
         )
@@ -63,8 +67,8 @@ def main() -> None:
             xytext=(6, 4),
         )
     axes.set_xscale("log")
-    axes.margins(x=0.12)  # room for the names
-    axes.set_xlabel(f"images a second, batch {arguments.batch}")
+    axes.margins(x=0.2)  # room for the names
+    axes.set_xlabel(f"images per second, batch {arguments.batch}")
     axes.set_ylabel("published top-1 accuracy, %")
     record = records[0]
     versions = ", ".join(f"{key} {record['versions'][key]}" for key in ("jax", "torch"))

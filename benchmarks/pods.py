@@ -1,4 +1,4 @@
-"""The pod table of docs/pods.md: every ImageNet recipe compiled for three TPU topologies.
+"""The pod table of docs/benchmarks.md: every ImageNet recipe compiled for three TPU topologies.
 
     python benchmarks/pods.py [--results=benchmarks/results/pods.json] [MODEL_NUMBER:TOPOLOGY …]
 

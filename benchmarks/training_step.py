@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py --models 0 --batches 8
 
-A step is: normalise uint8 images, forward in training mode with drop path, cross entropy with soft
+A step is: normalize uint8 images, forward in training mode with drop path, cross entropy with soft
 labels, backward, clip the gradients' norm at 5, AdamW, moving average of weights and statistics.
 Mixing, erasing and MESA are left out of both. Theirs: channels-last, fused AdamW, a moving average
 by `torch._foreach` operations, `torch.autocast` to bfloat16 on a GPU; eager and by `torch.compile`

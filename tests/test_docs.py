@@ -1,5 +1,6 @@
 """The documentation: the site builds strictly, links resolve, tables stay narrow."""
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -37,6 +38,10 @@ def test_tables_have_at_most_six_columns(page):
         assert table().splitlines()[1].count("-|") <= 6
 
 
+def _rows(page: str) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith("|")]
+
+
 def test_every_config_key_has_a_meaning():
     from fastervit_jax.runs.config import by_dotted_key, default_config
 
@@ -72,6 +77,20 @@ def test_cited_sections_exist():
     text = "\n".join(path.read_text() for path in sources)
     cited = re.findall(r"numbers\.md,\s+(?:# )?section (\d+)", text)
     assert cited and set(cited) <= sections
+
+
+def test_troubleshooting_quotes_messages_of_the_code():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r'"([^"]+)"', "\n".join(row.split("|")[1] for row in _rows(page)))
+    trees = [ast.parse(path.read_text()) for path in ROOT.glob("fastervit_jax/**/*.py")]
+    texts = [
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    parts = [part.strip() for message in quoted for part in message.split("…") if part.strip()]
+    assert parts and [part for part in parts if not any(part in text for text in texts)] == []
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mkdocstrings"), reason="needs mkdocs")

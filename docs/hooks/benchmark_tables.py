@@ -151,6 +151,91 @@ def growth_cpu() -> str:
     )
 
 
+def limits_cpu() -> str:
+    """How near each part of the network comes to the fastest it could be, on one core."""
+    names = {
+        "whole": "whole network",
+        "stem": "stem",
+        "stages.0": "stage 1",
+        "stages.1": "stage 2",
+        "stages.2": "stage 3",
+        "stages.2.tokenizer": "stage 3: carrier tokenizer",
+        "stages.2.carrier.attention": "stage 3: attention of carriers",
+        "stages.2.carrier.mlp": "stage 3: MLP of carriers",
+        "stages.2.window.attention": "stage 3: attention in windows",
+        "stages.2.window.mlp": "stage 3: MLP in windows",
+        "stages.3": "stage 4",
+        "head": "head",
+    }
+    return _table(
+        ["part", "times", "ms", "share of time", "GMACs", "share of limit"],
+        [
+            [
+                names[row["part"]],
+                str(row["number"]),
+                f"{row['ms']:.1f}",
+                f"{row['share']:.1%}",
+                f"{row['gmacs']:.3f}",
+                f"{row['ratio_floor']:.0%}",
+            ]
+            for row in _rows("limits_cpu")
+            if row["part"] in names
+        ],
+    )
+
+
+def loader() -> str:
+    """Images per second and core on the host."""
+    results = json.loads((RESULTS / "loader.json").read_text())["results"]
+    work = {
+        "decode + evaluation crop": "decode, evaluation crop",
+        "decode + random crop (distort_on_device)": "decode, random crop",
+        "decode + random crop, flip, RandAugment": "decode, random crop, flip, RandAugment",
+    }
+    return _table(
+        ["what", "ours", "timm"],
+        [
+            [
+                meaning,
+                *(f"{results[f'{key}: {who}']['per_core']:.0f}" for who in ("ours", "timm")),
+            ]
+            for key, meaning in work.items()
+        ],
+    )
+
+
+def loader_workers() -> str:
+    """Images per second of two worker processes, and the memory of one."""
+    results = json.loads((RESULTS / "loader.json").read_text())["results"]
+    name = "loader, 2 worker(s), decode + random crop, flip, RandAugment"
+    who = {"ours": "ours", "torch DataLoader, timm": "torch `DataLoader`, timm"}
+    return _table(
+        ["two workers", "images/s", "memory per worker"],
+        [
+            [
+                meaning,
+                f"{results[f'{name}: {key}']['per_second']:.0f}",
+                f"{results[f'{name}: {key}']['worker_mb']:.0f} MB",
+            ]
+            for key, meaning in who.items()
+        ],
+    )
+
+
+def saving() -> str:
+    """Seconds that saving takes."""
+    seconds = json.loads((RESULTS / "saving.json").read_text())["median_seconds"]
+    names = {
+        "ours, until it returns": "save, until training continues",
+        "ours, the rest in the background": "save, the rest in a thread",
+        "Orbax, synchronous": "synchronous save with Orbax",
+        "restore, with checksums": "restore, with checksums",
+    }
+    return _table(
+        ["what", "seconds"], [[name, f"{seconds[key]:.2f}"] for key, name in names.items()]
+    )
+
+
 TABLES = {
     "inference_cpu": inference_cpu,
     "training_step_cpu": training_step_cpu,
@@ -158,4 +243,8 @@ TABLES = {
     "tpu_step": tpu_step,
     "pods": pods,
     "growth_cpu": growth_cpu,
+    "limits_cpu": limits_cpu,
+    "loader": loader,
+    "loader_workers": loader_workers,
+    "saving": saving,
 }
