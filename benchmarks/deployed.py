@@ -4,8 +4,8 @@
 
 prints the table of docs/guides/export.md, and more columns. Multiply-adds are those of the matrix
 products and convolutions in the traced program, for one image. XLA's own estimate of all
-floating-point operations (halved) stands beside them. Times are CPU times of all cores together, the
-least of several passes.
+floating-point operations (halved) stands beside them. Times are CPU times of all cores
+together, the least of several passes.
 """
 
 import argparse
