@@ -13,7 +13,7 @@ from etils import epath
 
 from fastervit_jax.data.sources.source import Example
 
-_DOCS = "docs/data.md shows the command"
+_DOCS = "docs/guides/train-imagenet.md shows the command"
 _NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
 
