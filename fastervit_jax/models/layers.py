@@ -149,19 +149,26 @@ def gelu(x: jax.Array) -> jax.Array:
     Computed in float32 or wider. bfloat16 inputs use `fitted_gelu`, because erf is slow on TPUs
     (benchmarks/NOTES.md). Its error is smaller than bfloat16's rounding, except near zero.
     """
-    wide = x.astype(full_precision(x.dtype))
     if x.dtype == jnp.bfloat16:
-        return fitted_gelu(wide).astype(x.dtype)
+        return layouts.by_platform(x, cuda=tanh_gelu, default=fitted_gelu)
+    wide = x.astype(full_precision(x.dtype))
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def fitted_gelu(x: jax.Array) -> jax.Array:
     """GELU within 3e-5 (the usual tanh form: 5e-4): Φ(x) = ½ + ½·tanh(x·p(x²)), p fitted."""
+    dtype = x.dtype
+    x = x.astype(full_precision(dtype))
     # Beyond x = 6 tanh is 1, and the polynomial of no use.
     square = jnp.minimum(x * x, 36.0)
     argument = x * (0.797507883 + square * (0.0370056473 - square * 0.000351516984))
     half = 0.5 * x
-    return half + half * jnp.tanh(argument)
+    return (half + half * jnp.tanh(argument)).astype(dtype)
+
+
+def tanh_gelu(x: jax.Array) -> jax.Array:
+    """tanh"""
+    return jax.nn.gelu(x, approximate=True)
 
 
 def one_pass_variance(dtype) -> bool:
@@ -173,25 +180,19 @@ def one_pass_variance(dtype) -> bool:
     return jnp.finfo(dtype).bits <= 16
 
 
-def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
     """Layer norm over the last axis; statistics, scale and bias in float32 or wider."""
-    return nnx.LayerNorm(
-        features,
-        epsilon=epsilon,
-        use_fast_variance=one_pass_variance(dtype),
-        promote_dtype=_only_the_input,
-        scale_init=_ones,
-        bias_init=_zeros,
-        dtype=dtype,
-        rngs=rngs,
-    )
 
+    def __init__(self, features: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
+        super().__init__(
+            features, epsilon=epsilon, scale_init=_ones, bias_init=_zeros, dtype=dtype, rngs=rngs
+        )
 
-def _only_the_input(arrays, /, *, dtype=None, inexact=True):
-    """A norm's `promote_dtype` that leaves scale and bias in float32; Flax's would round them."""
-    del inexact
-    x, scale, bias = arrays
-    return x.astype(dtype), scale, bias
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(self.dtype).astype(full_precision(self.dtype))
+        mean, var = layouts.mean_and_variance(x, one_pass=one_pass_variance(self.dtype))
+        multiplier = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
+        return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -262,8 +263,13 @@ class BatchNorm(nnx.BatchNorm):
 class Dropout(nnx.Dropout):
     """Dropout that refuses to run without random numbers, with a sentence."""
 
+    @property
+    def active(self) -> bool:
+        """Whether a call drops anything."""
+        return self.rate > 0 and not self.deterministic
+
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        if self.rate > 0 and not self.deterministic:
+        if self.active:
             _check_streams(rngs)
         return super().__call__(x, rngs=rngs)
 

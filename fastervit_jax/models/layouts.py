@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
+from fastervit_jax.models import attention_kernel
+
 _fixed: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
@@ -58,7 +60,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array
         out = jnp.dot(x.reshape(-1, x.shape[-1]), kernel)
         return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
-    out = by_platform(x, kernel, cpu=rows, default=jnp.dot)
+    out = by_platform(x, kernel, cpu=rows, cuda=rows, default=jnp.dot)
     return out if bias is None else out + bias
 
 
@@ -92,6 +94,38 @@ def split_heads(
         return tuple(out.swapaxes(2, 3) for out in parts)
 
     return by_platform(x, kernel, tpu=tokens_last, default=one_product)
+
+
+def attend(
+    formula: Callable,
+    x: jax.Array,
+    qkv: tuple[jax.Array, jax.Array | None],
+    position_bias: jax.Array,
+    heads: int,
+    scale: float,
+) -> jax.Array:
+    """The values of all heads, [N, heads, T, d]: by `formula`, or on GPUs by a kernel.
+
+    Args:
+        formula: (x, qkv, position_bias) → values.
+        x: [N, T, C].
+        qkv: kernel and bias of the linear layer that makes queries, keys and values.
+        position_bias: [heads, T, T], added to the logits.
+        heads: number of heads.
+        scale: what the products of queries and keys are multiplied by.
+    """
+    n, tokens, _ = x.shape
+    channels = qkv[0].shape[1] // 3 // heads
+    if not attention_kernel.supports(tokens, channels, x.dtype):
+        return formula(x, qkv, position_bias)
+
+    def by_kernel(x, qkv, position_bias):
+        parts = linear(x, *qkv).reshape(n, tokens, 3, heads, channels)
+        bias = position_bias.astype(jnp.float32)
+        values = attention_kernel.window_attention(parts, bias, scale)
+        return values.astype(position_bias.dtype).swapaxes(1, 2)
+
+    return by_platform(x, qkv, position_bias, cuda=by_kernel, default=formula)
 
 
 def merge_heads(values: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -185,3 +219,25 @@ def _shifted(x: jax.Array) -> Iterator[jax.Array]:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for i, j in itertools.product(range(3), repeat=2):
         yield padded[:, i : i + rows, j : j + columns]
+
+
+def mean_and_variance(x: jax.Array, *, one_pass: bool) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over the last axis, which stays with length 1.
+
+    GPU: two passes, because XLA then makes one kernel of a whole layer norm.
+
+    Args:
+        x: [..., C], float32 or wider.
+        one_pass: compute mean(x²) − mean(x)², which reads x once, where that is faster.
+    """
+
+    def two_passes(x):
+        mean = x.mean(axis=-1, keepdims=True)
+        return mean, jnp.square(x - mean).mean(axis=-1, keepdims=True)
+
+    def one(x):
+        mean = x.mean(axis=-1, keepdims=True)
+        mean_of_squares = jnp.square(x).mean(axis=-1, keepdims=True)
+        return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0)
+
+    return by_platform(x, cuda=two_passes, default=one) if one_pass else two_passes(x)

@@ -10,12 +10,12 @@ from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.layers import (
     Dropout,
     DropPath,
+    LayerNorm,
     full_precision,
     gelu,
-    layer_norm,
     linear,
 )
-from fastervit_jax.models.layouts import merge_heads, split_heads
+from fastervit_jax.models.layouts import attend, merge_heads, split_heads
 from fastervit_jax.models.position import RelativePositionBias
 
 
@@ -39,13 +39,19 @@ class Attention(nnx.Module):
     @jax.named_scope("attention")
     def __call__(self, x: jax.Array, side: int, rngs: nnx.Rngs | None = None) -> jax.Array:
         einsum = functools.partial(jnp.einsum, preferred_element_type=full_precision(self.dtype))
-        # [N, heads, T, d] each
-        q, k, v = split_heads(x.astype(self.dtype), *self.qkv.arrays(), self.heads)
-        logits = einsum("nhqd,nhkd->nhqk", q, k) * self.scale
-        logits = logits + self.position_bias(x.shape[1], side)
-        weights, total = unnormalized_softmax(logits)
-        weights = self.weights_dropout(weights, rngs=rngs).astype(self.dtype)
-        values = einsum("nhqk,nhkd->nhqd", weights, v) / total
+
+        def formula(x, qkv, bias):
+            q, k, v = split_heads(x, *qkv, self.heads)  # [N, heads, T, d] each
+            logits = einsum("nhqd,nhkd->nhqk", q, k) * self.scale + bias
+            weights, total = unnormalized_softmax(logits)
+            weights = self.weights_dropout(weights, rngs=rngs).astype(self.dtype)
+            return einsum("nhqk,nhkd->nhqd", weights, v) / total
+
+        inputs = x.astype(self.dtype), self.qkv.arrays(), self.position_bias(x.shape[1], side)
+        if self.weights_dropout.active:
+            values = formula(*inputs)
+        else:
+            values = attend(formula, *inputs, self.heads, self.scale)
         x = merge_heads(values.astype(self.dtype), *self.projection.arrays())
         return self.projection_dropout(x, rngs=rngs)
 
@@ -106,10 +112,10 @@ class TransformerLayer(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        self.attention_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.attention_norm = LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, width, heads, dtype=dtype, rngs=rngs)
         self.attention_scale = layer_scale(config.layer_scale, width)
-        self.mlp_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config, width, dtype=dtype, rngs=rngs)
         self.mlp_scale = layer_scale(config.layer_scale, width)
         self.drop_path = DropPath(drop_path_rate)
