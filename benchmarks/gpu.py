@@ -25,7 +25,6 @@ START = float(os.environ.get("GPU_START", time.time()))
 LEVERS = {
     "kernel": "by_kernel",
     "rows": "rows",
-    "norms": "two_passes",
     "gelu": "tanh_gelu",
 }
 """What GPUs compute differently: short names, and the names of the functions in `models`."""
@@ -127,9 +126,12 @@ def work(worker: str, arguments: argparse.Namespace) -> None:
     for candidate in candidates:
         row = candidate.row
         print(f"{elapsed():5.0f} s {worker}: {row['name']} {row['ms']:.3f} ms", flush=True)
-    if worker == "ours" and candidates:
-        with alone(lock):
-            record.set(trace=traced(candidates[arguments.trace], arguments.output))
+    if worker.startswith("ours"):
+        traces = record.content.setdefault("traces", [])
+        for candidate in candidates[: arguments.traces]:
+            with alone(lock):
+                traces.append(traced(candidate))
+            record.write()
 
 
 def settings() -> dict[str, Any]:
@@ -155,23 +157,29 @@ def only(levers: tuple[str, ...]) -> None:
     layouts.by_platform = by_platform
 
 
+ALL = tuple(LEVERS)
+GRAPHS = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE,"
+    "DYNAMIC_SLICE_FUSION",
+    "xla_gpu_graph_min_graph_size": 1,
+}
+"""Records everything as CUDA graphs, which are launched as a whole."""
+
 FORWARD = [
     # model, batch, deployed, levers, options of the compiler
-    (0, 128, True, tuple(LEVERS), CUBLASLT),
+    (0, 128, True, ALL, CUBLASLT),
     (0, 128, True, (), {}),
-    (0, 128, True, ("kernel",), {}),
-    (0, 128, True, ("kernel", "norms", "rows"), {}),
-    (0, 128, True, tuple(LEVERS), {}),
-    (0, 128, True, ("kernel", "norms", "rows"), CUBLASLT),
-    (0, 1, True, tuple(LEVERS), CUBLASLT),
-    (0, 1, True, (), {}),
-    (0, 128, False, tuple(LEVERS), CUBLASLT),
-    (2, 128, True, tuple(LEVERS), CUBLASLT),
-    (4, 128, True, tuple(LEVERS), CUBLASLT),
-    (2, 128, True, (), {}),
-    (4, 128, True, (), {}),
-    (6, 128, True, tuple(LEVERS), CUBLASLT),
-    (6, 128, True, (), {}),
+    (0, 1, True, ALL, {}),
+    (0, 1, True, ALL, GRAPHS),
+    (0, 1, True, ALL, CUBLASLT | GRAPHS),
+    (0, 128, True, ("kernel", "rows"), CUBLASLT),
+    (0, 128, True, ALL, CUBLASLT | GRAPHS),
+    (2, 128, True, ALL, CUBLASLT),
+    (4, 128, True, ALL, CUBLASLT),
+    (1, 128, True, ALL, CUBLASLT),
+    (3, 128, True, ALL, CUBLASLT),
+    (5, 128, True, ALL, CUBLASLT),
+    (6, 128, True, ALL, CUBLASLT),
 ]
 
 
@@ -182,8 +190,9 @@ def ours(arguments, record: Record, lock: Path) -> Iterator[Callable[[], Candida
     record.set(**settings())
     with alone(lock):
         record.set(ceilings=ceilings(arguments.tiny))
-    with alone(lock):
-        record.set(attention=attention_alone(arguments.tiny))
+    if not arguments.no_attention:
+        with alone(lock):
+            record.set(attention=attention_alone(arguments.tiny))
     for spec in FORWARD if not arguments.tiny else FORWARD[:2]:
         yield lambda spec=spec: forward(*spec, arguments=arguments, record=record)
     jax.clear_caches()
@@ -214,16 +223,15 @@ def forward(number, batch, deployed, levers, options, *, arguments, record) -> C
     def run(arrays, images):
         return nnx.merge(graph, jax.tree.unflatten(tree, arrays))(images)
 
-    compiled = jax.jit(run).lower(arrays, images).compile(options if on_gpu else {})
+    compiled = jax.jit(run, compiler_options=options if on_gpu else {})
     row = {
         "name": f"ours {number} b{batch} {'deployed' if deployed else 'plain'} "
-        f"{'+'.join(levers) or 'before'}{' cublaslt' if options else ''}",
+        f"{'+'.join(levers) or 'before'}{named(options)}",
         "model": number,
         "batch": batch,
         "deployed": deployed,
         "levers": list(levers),
         "options": options,
-        "temporary_gb": compiled.memory_analysis().temp_size_in_bytes / 1e9,
     }
     logits = np.asarray(compiled(arrays, images)[:2], np.float64)
     if number == 0:
@@ -245,6 +253,12 @@ def forward(number, batch, deployed, levers, options, *, arguments, record) -> C
         jax.block_until_ready(out)
 
     return Candidate(repeat, row)
+
+
+def named(options: dict[str, Any]) -> str:
+    """Compiler options in a word."""
+    graphs = " graphs" if "xla_gpu_enable_command_buffer" in options else ""
+    return (" cublaslt" if "xla_gpu_enable_cublaslt" in options else "") + graphs
 
 
 def ceilings(tiny: bool) -> dict[str, float]:
@@ -356,7 +370,7 @@ def in_float64(qkv, bias, scale):
     return np.einsum("nhqk,nkhd->nqhd", weights / weights.sum(-1, keepdims=True), v)
 
 
-def traced(candidate: Candidate, output: Path, calls: int = 20) -> dict[str, Any]:
+def traced(candidate: Candidate, calls: int = 10) -> dict[str, Any]:
     """Microseconds per call of every kernel of a candidate."""
     import tempfile
 
@@ -368,35 +382,35 @@ def traced(candidate: Candidate, output: Path, calls: int = 20) -> dict[str, Any
         (file,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
     kernels: dict[str, list[float]] = {}
+    launches: dict[str, list[float]] = {}
     for plane in data.planes:
-        if "GPU" not in plane.name:
-            continue
         for line in plane.lines:
-            if not line.name.startswith("Stream"):
-                continue
             for event in line.events:
-                kernels.setdefault(event.name, []).append(event.duration_ns / 1e3)
-    table = {name: [len(times) / calls, sum(times) / calls] for name, times in kernels.items()}
-    ordered = dict(sorted(table.items(), key=lambda item: -item[1][1]))
-    total = sum(us for _, us in ordered.values())
-    return {"candidate": candidate.row["name"], "busy_us": total, "kernels": ordered}
+                if "GPU" in plane.name and line.name.startswith("Stream"):
+                    kernels.setdefault(event.name, []).append(event.duration_ns / 1e3)
+                elif event.name.startswith("cu"):
+                    launches.setdefault(event.name, []).append(event.duration_ns / 1e3)
+    return {
+        "candidate": candidate.row["name"],
+        "busy_us": sum(map(sum, kernels.values())) / calls,
+        "kernels": _per_call(kernels, calls),
+        "launches": _per_call(launches, calls),
+    }
+
+
+def _per_call(events: dict[str, list[float]], calls: int) -> dict[str, list[float]]:
+    """Number and microseconds per call of each event, the largest first."""
+    table = {name: [len(times) / calls, sum(times) / calls] for name, times in events.items()}
+    return dict(sorted(table.items(), key=lambda item: -item[1][1])[:80])
 
 
 def theirs(arguments, record: Record, lock: Path) -> Iterator[Callable[[], Candidate]]:
     """Forward passes of the official network in torch."""
     record.set(**settings())
-    specs = [
-        (0, 128, "compiled"),
-        (0, 128, "eager"),
-        (0, 1, "compiled, reduce-overhead"),
-        (2, 128, "compiled"),
-        (4, 128, "compiled"),
-        (2, 128, "eager"),
-        (4, 128, "eager"),
-        (6, 128, "eager"),
-        (6, 128, "compiled"),
-    ]
-    for spec in specs[1:2] if arguments.tiny else specs:
+    how = "compiled, reduce-overhead"
+    specs = [(0, 128, how), (1, 128, how), (3, 128, how), (5, 128, how), (2, 128, how)]
+    specs += [(0, 128, "eager")]
+    for spec in specs[-1:] if arguments.tiny else specs:
         yield lambda spec=spec: torch_forward(*spec, tiny=arguments.tiny)
 
 
@@ -432,14 +446,14 @@ def torch_forward(number: int, batch: int, how: str, *, tiny: bool) -> Candidate
 def ours_step(arguments, record: Record, lock: Path) -> Iterator[Callable[[], Candidate]]:
     """Training steps of ours."""
     record.set(**settings())
-    specs = [
-        (0, 128, tuple(LEVERS), CUBLASLT),
-        (0, 128, (), {}),
-        (0, 128, ("kernel", "norms", "rows"), {}),
-        (3, 128, tuple(LEVERS), CUBLASLT),
-    ]
-    for spec in specs[:1] if arguments.tiny else specs:
-        yield lambda spec=spec: our_step(*spec, tiny=arguments.tiny)
+    for number in (0,) if arguments.tiny else (0, 3):
+        yield lambda number=number: our_step(number, 128, ALL, CUBLASLT, tiny=arguments.tiny)
+
+
+def ours_step_graphs(arguments, record: Record, lock: Path) -> Iterator[Callable[[], Candidate]]:
+    """The same with CUDA graphs."""
+    record.set(**settings())
+    yield lambda: our_step(0, 128, ALL, CUBLASLT | GRAPHS, tiny=arguments.tiny)
 
 
 def our_step(number: int, batch: int, levers, options, *, tiny: bool) -> Candidate:
@@ -450,21 +464,17 @@ def our_step(number: int, batch: int, levers, options, *, tiny: bool) -> Candida
     only(levers)
     batch = 2 if tiny else batch
     images, labels = random_batch(batch)
-    step = training_step.OurStep(f"faster_vit_{number}_224", images, labels, "bfloat16")
     on_gpu = jax.default_backend() == "gpu"
-    step.step = step.step.lower(step.state, step.batch).compile(options if on_gpu else {})
-    found = step.step.memory_analysis()
-    reserved = found.argument_size_in_bytes + found.temp_size_in_bytes
-    reserved += found.output_size_in_bytes - found.alias_size_in_bytes
+    step = training_step.OurStep(
+        f"faster_vit_{number}_224", images, labels, "bfloat16", options if on_gpu else {}
+    )
     step.run(1)
     row = {
-        "name": f"our step {number} b{batch} {'+'.join(levers) or 'before'}"
-        f"{' cublaslt' if options else ''}",
+        "name": f"our step {number} b{batch} {'+'.join(levers) or 'before'}{named(options)}",
         "model": number,
         "batch": batch,
         "levers": list(levers),
         "options": options,
-        "gb": reserved / 1e9,
     }
     return Candidate(step.run, row)
 
@@ -503,7 +513,9 @@ def random_batch(batch: int):
     return images, rng.integers(0, 1000, batch, np.int32)
 
 
-WORKERS = {"ours": ours, "ours_step": ours_step, "theirs": theirs, "theirs_step": theirs_step}
+WORKERS = {
+    worker.__name__: worker for worker in (ours, ours_step, ours_step_graphs, theirs, theirs_step)
+}
 
 
 def main() -> None:
@@ -515,7 +527,8 @@ def main() -> None:
     flags.add_argument(
         "--until", type=float, default=330, help="seconds to compile, from the start"
     )
-    flags.add_argument("--trace", type=int, default=0, help="the candidate whose kernels to list")
+    flags.add_argument("--traces", type=int, default=4, help="candidates whose kernels to list")
+    flags.add_argument("--no_attention", action="store_true", help="no attention by itself")
     flags.add_argument("--tiny", action="store_true", help="a rehearsal: two images, on any device")
     arguments = flags.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -16,7 +16,7 @@ tiny=
 if [ "${1:-}" = --tiny ]; then tiny=--tiny; shift; fi
 until=${1:-330}
 shift || true
-workers=${*:-ours theirs ours_step theirs_step}
+workers=${*:-ours theirs ours_step theirs_step ours_step_graphs}
 export GPU_START=$(date +%s) GPU_WORKERS="$workers"
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=2
 site=$(mktemp -d)
@@ -26,7 +26,7 @@ out=${OUT:-benchmarks/results}
 export GPU_LOCKS=$(mktemp -d)
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 for worker in $workers; do
-    python3 benchmarks/gpu.py "$worker" --output="$out" --until="$until" $tiny >"$out/$worker.log" 2>&1 &
+    python3 benchmarks/gpu.py "$worker" --output="$out" --until="$until" $tiny ${GPU_FLAGS:-} >"$out/$worker.log" 2>&1 &
 done
 wait
 for worker in $workers; do

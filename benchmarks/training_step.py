@@ -83,7 +83,7 @@ class TorchStep:
 class OurStep:
     """A step of ours on one device; the state goes from step to step, as in training."""
 
-    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, dtype: str):
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, dtype: str, options=None):
         theirs = networks.official(name, "cpu")
         model: FasterViT = networks.ours(name, theirs, dtype=dtype)
         model.set_attributes(group_size=len(images))
@@ -110,7 +110,7 @@ class OurStep:
         shapes = abstract_state(model, optimizer, mesh)
         step = make_train_step(PureModel(model), optimizer, settings, mesh)
         self.batch = place_batch({"image": images, "label": labels}, mesh)
-        self.step = compile_train_step(step, shapes, mesh)
+        self.step = compile_train_step(step, shapes, mesh, options)
 
     def run(self, calls: int) -> None:
         for _ in range(calls):

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from fastervit_jax.models.config import FasterViTConfig
-from fastervit_jax.models.layers import BatchNorm, DropPath, LayerNorm, conv3x3, gelu
+from fastervit_jax.models.layers import BatchNorm, DropPath, conv3x3, gelu, layer_norm
 from fastervit_jax.models.transformer import layer_scale
 
 
@@ -68,7 +68,7 @@ class Downsample(nnx.Module):
     """Layer norm, then a stride-2 convolution: [N, H, W, C] → [N, ⌈H/2⌉, ⌈W/2⌉, 2C]."""
 
     def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
-        self.norm = LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.conv = conv3x3(width, 2 * width, stride=2, use_bias=False, dtype=dtype, rngs=rngs)
 
     @jax.named_scope("downsample")

@@ -11,7 +11,7 @@ from flax import nnx
 from fastervit_jax.models.config import ATTENTION_STAGES, STRIDES, FasterViTConfig
 from fastervit_jax.models.conv_block import Downsample, Stem
 from fastervit_jax.models.deploy import deployed
-from fastervit_jax.models.layers import BatchNorm, LayerNorm, full_precision, linear
+from fastervit_jax.models.layers import BatchNorm, full_precision, layer_norm, linear
 from fastervit_jax.models.resolution import resized
 from fastervit_jax.models.stage import AttentionStage, ConvStage
 
@@ -57,7 +57,7 @@ class FasterViT(nnx.Module):
         )
         self.norm: Any
         if config.layer_norm_last:
-            self.norm = LayerNorm(self.num_features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+            self.norm = layer_norm(self.num_features, epsilon=1e-6, dtype=dtype, rngs=rngs)
         else:
             self.norm = BatchNorm(self.num_features, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.head = nnx.data(None)

@@ -180,19 +180,25 @@ def one_pass_variance(dtype) -> bool:
     return jnp.finfo(dtype).bits <= 16
 
 
-class LayerNorm(nnx.LayerNorm):
+def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer norm over the last axis; statistics, scale and bias in float32 or wider."""
+    return nnx.LayerNorm(
+        features,
+        epsilon=epsilon,
+        use_fast_variance=one_pass_variance(dtype),
+        promote_dtype=_only_the_input,
+        scale_init=_ones,
+        bias_init=_zeros,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
-    def __init__(self, features: int, *, epsilon: float, dtype, rngs: nnx.Rngs):
-        super().__init__(
-            features, epsilon=epsilon, scale_init=_ones, bias_init=_zeros, dtype=dtype, rngs=rngs
-        )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(self.dtype).astype(full_precision(self.dtype))
-        mean, var = layouts.mean_and_variance(x, one_pass=one_pass_variance(self.dtype))
-        multiplier = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
-        return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
+def _only_the_input(arrays, /, *, dtype=None, inexact=True):
+    """A norm's `promote_dtype` that leaves scale and bias in float32; Flax's would round them."""
+    del inexact
+    x, scale, bias = arrays
+    return x.astype(dtype), scale, bias
 
 
 class BatchNorm(nnx.BatchNorm):

@@ -219,25 +219,3 @@ def _shifted(x: jax.Array) -> Iterator[jax.Array]:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for i, j in itertools.product(range(3), repeat=2):
         yield padded[:, i : i + rows, j : j + columns]
-
-
-def mean_and_variance(x: jax.Array, *, one_pass: bool) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance over the last axis, which stays with length 1.
-
-    GPU: two passes, because XLA then makes one kernel of a whole layer norm.
-
-    Args:
-        x: [..., C], float32 or wider.
-        one_pass: compute mean(x²) − mean(x)², which reads x once, where that is faster.
-    """
-
-    def two_passes(x):
-        mean = x.mean(axis=-1, keepdims=True)
-        return mean, jnp.square(x - mean).mean(axis=-1, keepdims=True)
-
-    def one(x):
-        mean = x.mean(axis=-1, keepdims=True)
-        mean_of_squares = jnp.square(x).mean(axis=-1, keepdims=True)
-        return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0)
-
-    return by_platform(x, cuda=two_passes, default=one) if one_pass else two_passes(x)

@@ -10,9 +10,9 @@ from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.models.layers import (
     Dropout,
     DropPath,
-    LayerNorm,
     full_precision,
     gelu,
+    layer_norm,
     linear,
 )
 from fastervit_jax.models.layouts import attend, merge_heads, split_heads
@@ -112,10 +112,10 @@ class TransformerLayer(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        self.attention_norm = LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.attention_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, width, heads, dtype=dtype, rngs=rngs)
         self.attention_scale = layer_scale(config.layer_scale, width)
-        self.mlp_norm = LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.mlp_norm = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config, width, dtype=dtype, rngs=rngs)
         self.mlp_scale = layer_scale(config.layer_scale, width)
         self.drop_path = DropPath(drop_path_rate)
