@@ -6,11 +6,15 @@ compare the two. `layouts.py` chooses.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton as plt
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 MAX_TOKENS = 64
 """The largest window that the kernels take. Beyond it the logits do not fit into registers."""
@@ -36,7 +40,8 @@ def window_attention(
 ) -> jax.Array:
     """softmax(q·kᵀ · scale + bias) · v in each window and head.
 
-    Products are computed in the type of `qkv` with float32 sums; logits and softmax in float32.
+    Products are computed in the type of `qkv` with float32 sums; logits and softmax in float32. On
+    a mesh, every device computes its own windows and heads.
 
     Args:
         qkv: [N, T, 3, heads, d]: queries, keys and values of N windows of T tokens.
@@ -47,6 +52,22 @@ def window_attention(
     Returns:
         [N, T, heads, d], in the type of `qkv`.
     """
+    return _forward(qkv, bias, scale, interpret)
+
+
+def _save(qkv, bias, scale, interpret):
+    return _forward(qkv, bias, scale, interpret), (qkv, bias)
+
+
+def _gradients(scale, interpret, saved, gradient):
+    return _backward(*saved, gradient, scale, interpret)
+
+
+window_attention.defvjp(_save, _gradients)
+
+
+@functools.partial(custom_partitioning, static_argnums=(2, 3))
+def _forward(qkv, bias, scale, interpret):
     n, tokens, _, heads, channels = qkv.shape
     return pl.pallas_call(
         functools.partial(_forward_kernel, tokens=tokens, channels=channels, scale=scale),
@@ -58,12 +79,12 @@ def window_attention(
     )(qkv, bias)
 
 
-def _forward(qkv, bias, scale, interpret):
-    return window_attention(qkv, bias, scale, interpret), (qkv, bias)
+@functools.partial(custom_partitioning, static_argnums=(3, 4))
+def _backward(qkv, bias, gradient, scale, interpret):
+    return _local_backward(qkv, bias, gradient, scale, interpret)
 
 
-def _backward(scale, interpret, saved, gradient):
-    qkv, bias = saved
+def _local_backward(qkv, bias, gradient, scale, interpret):
     n, tokens, _, heads, channels = qkv.shape
     windows = max(1, n * heads // _PROGRAMS)
     chunks = pl.cdiv(n, windows)
@@ -88,7 +109,46 @@ def _backward(scale, interpret, saved, gradient):
     return to_qkv, to_bias.sum(axis=0).astype(bias.dtype)
 
 
-window_attention.defvjp(_forward, _backward)
+def _split(mesh: Mesh, shapes) -> tuple[tuple[NamedSharding, ...], Any]:
+    """How (qkv, bias, gradient) are split over a mesh, and the axes that split the windows.
+
+    Windows and heads stay where qkv has them. Everything else is whole on every device.
+    """
+    spec = (*shapes[0].sharding.spec, *[None] * 5)
+    windows, heads = spec[0], spec[3]
+    specs = P(windows, None, None, heads), P(heads), P(windows, None, heads)
+    return tuple(NamedSharding(mesh, each) for each in specs), windows
+
+
+def _partition_forward(scale, interpret, mesh, shapes, _):
+    (qkv, bias, values), _ = _split(mesh, shapes)
+
+    def local(qkv, bias):
+        return _forward.fun(qkv, bias, scale, interpret)
+
+    return mesh, local, values, (qkv, bias)
+
+
+def _partition_backward(scale, interpret, mesh, shapes, _):
+    (qkv, bias, values), windows = _split(mesh, shapes)
+
+    def local(*arrays):
+        to_qkv, to_bias = _local_backward(*arrays, scale, interpret)
+        return to_qkv, to_bias if windows is None else jax.lax.psum(to_bias, windows)
+
+    return mesh, local, (qkv, bias), (qkv, bias, values)
+
+
+_forward.def_partition(
+    _partition_forward,
+    sharding_rule="n t p h d, h q k -> n t h d",
+    need_replication_factors=("t", "p", "d", "q", "k"),
+)
+_backward.def_partition(
+    _partition_backward,
+    sharding_rule="n t p h d, h q k, n t h d -> n t p h d, h q k",
+    need_replication_factors=("t", "p", "d", "q", "k"),
+)
 
 
 def _forward_kernel(qkv_ref, bias_ref, out_ref, *, tokens: int, channels: int, scale: float):
