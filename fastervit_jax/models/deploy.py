@@ -146,5 +146,6 @@ def _make_constant(model: FasterViT) -> None:
                 setattr(module, name, Identity())
             elif isinstance(value, nnx.Variable):
                 array = value[...]
-                kernel = name == "kernel" and isinstance(module, nnx.Linear | nnx.Conv)
-                setattr(module, name, Constant(array.astype(module.dtype) if kernel else array))
+                if name == "kernel" and isinstance(module, nnx.Linear | nnx.Conv):
+                    array = array.astype(module.dtype)
+                setattr(module, name, Constant(array))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from fastervit_jax.models import attention_kernel
 
 _fixed: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_kernels: contextvars.ContextVar[bool] = contextvars.ContextVar("kernels", default=True)
 
 
 @contextlib.contextmanager
@@ -30,6 +31,16 @@ def traced_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _fixed.reset(token)
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Functions traced in this block are computed by XLA alone, as exported programs must be."""
+    token = _kernels.set(False)
+    try:
+        yield
+    finally:
+        _kernels.reset(token)
 
 
 def by_platform(*args, default: Callable, **branches: Callable):
@@ -116,7 +127,7 @@ def attend(
     """
     n, tokens, _ = x.shape
     channels = qkv[0].shape[1] // 3 // heads
-    if not attention_kernel.supports(tokens, channels, x.dtype):
+    if not _kernels.get() or not attention_kernel.supports(tokens, channels, x.dtype):
         return formula(x, qkv, position_bias)
 
     def by_kernel(x, qkv, position_bias):
