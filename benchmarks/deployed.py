@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=None)
     parser.add_argument("--seconds", type=float, default=30, help="of timing a model; 0 for none")
     arguments = parser.parse_args()
-    square = [name for name in list_models() if not name.endswith("any_res")]
+    square = [name for name in list_models("faster_vit_*") if not name.endswith("any_res")]
     print(f"{os.cpu_count()} CPU cores, JAX {jax.__version__}; one image, float32\n")
     columns = ["model", "GMACs", "deployed", "XLA", "deployed", "numbers, M", "deployed"]
     columns += ["CPU ms", "deployed"] if arguments.seconds else []

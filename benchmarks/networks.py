@@ -23,7 +23,7 @@ if not torch.cuda.is_available() and not hasattr(torch.ops.torchvision, "nms"):
 def name_of(number: int, *, any_res: bool = False) -> str:
     """The name of a model from 0 to 6."""
     name = f"faster_vit_{number}_{'any_res' if any_res else '224'}"
-    if name not in list_models():
+    if name not in list_models("faster_vit_*"):
         raise SystemExit(f"There is no model {number}: choose from 0 to 6.")
     return name
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fastervit_jax.models import FasterViT, variant_config
+from fastervit_jax.models import FasterViT, family_of
 from fastervit_jax.weights.directory import DamagedWeightsError
 from fastervit_jax.weights.loading import describe, load_model, open_weights
 
@@ -77,8 +77,9 @@ def create_model(
 
         weights = pretrained_directory(name)
     if weights is None:
-        config = variant_config(name, **overrides)
-        model = FasterViT(config, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)
+        family = family_of(name)
+        config = family.config(name, **overrides)
+        model = family.module(config, dtype=dtype, rngs=nnx.Rngs(0) if rngs is None else rngs)
         model.eval()
         describe(model, name)
         return model

@@ -19,6 +19,8 @@ from fastervit_jax.evaluation.report import check_report_directory, write_report
 from fastervit_jax.evaluation.result import check_destination, details_json, predictions_csv
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_weights
 from fastervit_jax.evaluation.table import evaluate_all
+from fastervit_jax.models import family_of
+from fastervit_jax.weights.loading import stored_model_name
 
 
 def command() -> Callable[[list[str]], None]:
@@ -102,6 +104,11 @@ def command() -> Callable[[list[str]], None]:
             raise ValueError(
                 "Missing --weights: expected a converted directory, a file or a work directory."
             )
+        name = model.value or stored_model_name(weights.value)
+        task = family_of(name).task if name else "classification"
+        by_task[task](weights.value, options)
+
+    def evaluate_classifier(path: str, options) -> None:
         if weights_dir.value or markdown.value:
             raise ValueError("Invalid flags: --weights_dir and --markdown need --all.")
         if len(dataset.value) > 1:
@@ -109,7 +116,7 @@ def command() -> Callable[[list[str]], None]:
         check_destination("--predictions", predictions.value)
         check_report_directory(report.value)
         result = evaluate_weights(
-            weights.value,
+            path,
             dataset.value[0] if dataset.value else None,
             model_name=model.value,
             model_options=model_options(),
@@ -130,6 +137,8 @@ def command() -> Callable[[list[str]], None]:
         if json_file.value:
             write_whole(json_file.value, details_json(result))
         print_result(json.dumps({**result.summary(), **result.settings()}, allow_nan=False))
+
+    by_task = {"classification": evaluate_classifier}
 
     def fill_table(options) -> None:
         if not weights_dir.value:

@@ -120,6 +120,8 @@ def draw_preview(config: ConfigDict, path: epath.PathLike) -> None:
     Raises:
         ValueError: the config, or the training set it names, cannot be used.
     """
+    if config.task != "classification":
+        raise ValueError(f"Invalid config.task={config.task}: preview draws classification alone.")
     source = open_source(config.data.train, data_dir=config.data.data_dir)
     transform = classification.train_transform(config)
     grids = []

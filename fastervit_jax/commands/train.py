@@ -1,4 +1,4 @@
-"""Trains a FasterViT: fastervit train --config=NAME --workdir=DIR [--config.KEY=VALUE …].
+"""Trains a network: fastervit train --config=NAME --workdir=DIR [--config.KEY=VALUE …].
 
 With --compile_for=TOPOLOGY, such as v5e:16x16, it trains nothing. It reports whether the run would
 fit that TPU pod, and how fast it would be. No TPU is needed for that.
@@ -28,12 +28,13 @@ def command() -> Callable[[list[str]], None]:
     keep_programs = define_cache_flag()
 
     def main(_) -> None:
-        from fastervit_jax.training.classification import Classification
+        from fastervit_jax.training.tasks import task_of
 
+        task = task_of(config.value)
         if topology.value:
             from fastervit_jax.analysis.compile_for import compile_for, describe
 
-            print(describe(compile_for(Classification(), config.value, topology.value)))
+            print(describe(compile_for(task, config.value, topology.value)))
             return
         if not workdir.value:
             raise ValueError("Missing --workdir: the directory for what the run writes.")
@@ -41,7 +42,7 @@ def command() -> Callable[[list[str]], None]:
         join_hosts()
         from fastervit_jax.training.loop import train
 
-        evaluation = train(Classification(), config.value, workdir.value)
+        evaluation = train(task, config.value, workdir.value)
         if evaluation is not None:
             print(f"Result: {evaluation.sentence()}")
 

@@ -9,6 +9,7 @@ from fastervit_jax.data.loader import (
     TooMuchDamageError,
     TrainLoader,
     eval_batches,
+    example_batches,
     prefetch_to_device,
     train_batches,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "check_same_classes",
     "decode_eval",
     "eval_batches",
+    "example_batches",
     "open_source",
     "prefetch_to_device",
     "steps_per_epoch",

@@ -8,7 +8,7 @@ and the number of workers and hosts may change.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from absl import logging
@@ -28,6 +28,7 @@ Batch = dict[str, np.ndarray]
 HostBatch = TypeVar("HostBatch")
 DeviceBatch = TypeVar("DeviceBatch")
 RandomTransform = Callable[[bytes, np.random.Generator], np.ndarray]
+ExampleTransform = Callable[[Any, np.random.Generator], Batch]
 
 # After this many damaged images in a row the loader stops, whatever share is allowed.
 _MAX_REPLACEMENTS = 100
@@ -112,7 +113,7 @@ class TrainLoader(Iterator[Batch]):
     def __next__(self) -> Batch:
         batch, damaged = next(self._steps)
         try:
-            self.damage.add(len(batch["label"]), [Damaged(*each) for each in damaged])
+            self.damage.add(len(next(iter(batch.values()))), [Damaged(*each) for each in damaged])
         except ValueError:
             self.close()
             raise
@@ -129,19 +130,7 @@ class TrainLoader(Iterator[Batch]):
         self.close()
 
 
-def train_batches(
-    source: Source,
-    transform: RandomTransform,
-    *,
-    batch_size: int,
-    seed: int,
-    num_steps: int,
-    start_step: int = 0,
-    num_workers: int = 0,
-    host_index: int = 0,
-    host_count: int = 1,
-    max_damaged_share: float = 0.001,
-) -> TrainLoader:
+def train_batches(source: Source, transform: RandomTransform, **options: Any) -> TrainLoader:
     """Returns this host's part of the training batches for steps start_step … num_steps − 1.
 
     An epoch has ⌊N / batch_size⌋ steps and uses a new permutation of the N examples. The images of
@@ -153,6 +142,39 @@ def train_batches(
         source: the data set.
         transform: maps `(encoded, rng)` to uint8 `[H, W, 3]`, always of the same size. Raises
             DamagedImageError for bytes that it cannot decode.
+        **options: those of `example_batches`.
+
+    Returns:
+        An iterator of `{"image": uint8 [batch_size / host_count, H, W, 3], "label": int32
+        [batch_size / host_count]}`, with the attribute `damage` and the method `close`. `next`
+        raises TooMuchDamageError if too many images are damaged, ValueError for a label outside the
+        classes, and RuntimeError if a worker process died.
+
+    Raises:
+        ValueError: an argument is invalid. The message says which one.
+    """
+    return example_batches(source, _LabeledImage(transform, source.num_classes), **options)
+
+
+def example_batches(
+    source: Any,
+    transform: ExampleTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    num_steps: int,
+    start_step: int = 0,
+    num_workers: int = 0,
+    host_index: int = 0,
+    host_count: int = 1,
+    max_damaged_share: float = 0.001,
+) -> TrainLoader:
+    """Returns this host's part of the training batches of any task (see `train_batches`).
+
+    Args:
+        source: the data set; an example has a `key`.
+        transform: maps `(example, rng)` to arrays by name, always of the same shapes and types.
+            Raises DamagedImageError for an example that another one is to replace.
         batch_size: images in a global batch. Each host reads a contiguous part of
             `batch_size / host_count` images.
         seed: integer in [0, 2³²). Determines the order and all random distortions.
@@ -164,10 +186,8 @@ def train_batches(
         max_damaged_share: the loader stops if a larger share of the images drawn is damaged.
 
     Returns:
-        An iterator of `{"image": uint8 [batch_size / host_count, H, W, 3], "label": int32
-        [batch_size / host_count]}`, with the attribute `damage` and the method `close`. `next`
-        raises TooMuchDamageError if too many images are damaged, ValueError for a label outside the
-        classes, and RuntimeError if a worker process died.
+        An iterator of the stacked arrays by name, with the attribute `damage` and the method
+        `close`. `next` raises as that of `train_batches`.
 
     Raises:
         ValueError: an argument is invalid. The message says which one.
@@ -271,14 +291,25 @@ def _local_batch_size(batch_size: int, host_index: int, host_count: int) -> int:
     return batch_size // host_count
 
 
-def _read(source: Source, index: int) -> Example:
-    example = source[index]
-    if not 0 <= example.label < source.num_classes:
+def _checked_label(example: Example, num_classes: int) -> int:
+    if not 0 <= example.label < num_classes:
         raise ValueError(
-            f"Invalid label of {example.key}: expected 0 to {source.num_classes - 1}, got "
+            f"Invalid label of {example.key}: expected 0 to {num_classes - 1}, got "
             f"{example.label}. Correct the label, or choose a split that has labels."
         )
-    return example
+    return example.label
+
+
+@dataclass(frozen=True)
+class _LabeledImage:
+    """The transform of an image as one of an example with a label."""
+
+    transform: RandomTransform
+    num_classes: int
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Batch:
+        label = _checked_label(example, self.num_classes)
+        return {"image": self.transform(example.encoded, rng), "label": np.asarray(label, np.int32)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,38 +332,40 @@ class _HostBatch:
 class _TrainBatch(_HostBatch):
     """Maps a step to this host's part of the training batch and its damaged images."""
 
-    source: Source
-    transform: RandomTransform
+    source: Any
+    transform: ExampleTransform
     seed: int
 
     def __call__(self, step: int) -> tuple[Batch, list[Damaged]]:
         epoch, step_in_epoch = divmod(step, steps_per_epoch(len(self.source), self.batch_size))
         positions = self.rows(step_in_epoch)
-        labels = np.empty(len(positions), np.int32)
         damaged: list[Damaged] = []
-        images = None
+        batch: Batch = {}
         try:
             for row, position in enumerate(positions):
-                image, labels[row] = self._draw(epoch, position, damaged)
-                if images is None:
-                    shape = (len(positions), *image.shape)
-                    images = new_array(shape, np.uint8, shared=self.shared)
-                images[row] = image
+                arrays = self._draw(epoch, position, damaged)
+                for name, array in arrays.items():
+                    if name not in batch:
+                        shape = (len(positions), *array.shape)
+                        # Shared memory is for what is large.
+                        shared = self.shared and array.ndim > 0
+                        batch[name] = new_array(shape, array.dtype, shared=shared)
+                    batch[name][row] = array
         except BaseException:
-            if images is not None:
-                discard(images)
+            for array in batch.values():
+                discard(array)
             raise
-        assert images is not None, "a host's batch has at least one image"
-        return {"image": images, "label": labels}, damaged
+        assert batch, "a host's batch has at least one image"
+        return batch, damaged
 
-    def _draw(self, epoch: int, position: int, damaged: list[Damaged]) -> tuple[np.ndarray, int]:
-        """Returns the distorted image and the label. Appends damaged images to `damaged`."""
+    def _draw(self, epoch: int, position: int, damaged: list[Damaged]) -> Batch:
+        """Returns the arrays of a distorted example. Appends damaged images to `damaged`."""
         place = {"seed": self.seed, "epoch": epoch, "position": position}
         index = example_index(len(self.source), **place)
         for attempt in range(1, _MAX_REPLACEMENTS + 1):
-            example = _read(self.source, index)
+            example = self.source[index]
             try:
-                return self.transform(example.encoded, example_rng(**place)), example.label
+                return self.transform(example, example_rng(**place))
             except DamagedImageError as error:
                 damaged.append(Damaged(example.key, str(error)))
             index = replacement_index(len(self.source), attempt=attempt, **place)
@@ -364,9 +397,9 @@ class _EvalBatch(_HostBatch):
                 if index >= len(self.source):
                     images[row:] = 0
                     break
-                example = _read(self.source, index)
+                example = self.source[index]
+                batch["label"][row] = _checked_label(example, self.source.num_classes)
                 images[row] = self._decode(example)
-                batch["label"][row] = example.label
                 batch["mask"][row] = True
                 batch["index"][row] = index
         except BaseException:

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fastervit_jax.models import variant_config
+from fastervit_jax.models import network_config
 
 CropMode = Literal["center", "squash"]
 
@@ -58,13 +58,13 @@ def default_preprocessing(name: str, resolution: tuple[int, int] | None = None) 
     """Returns the published preprocessing of a model.
 
     Args:
-        name: an official model name.
+        name: a model name.
         resolution: (height, width) in pixels; None means the model's own resolution.
 
     Raises:
         ValueError: the model name is unknown.
     """
-    own_resolution = variant_config(name).resolution
+    own_resolution = network_config(name).resolution
     matching = (crop for prefix, crop in _CROPS.items() if name.startswith(prefix))
     mode, fraction = next(matching, _USUAL_CROP)
     return Preprocessing(resolution or own_resolution, mode, fraction)

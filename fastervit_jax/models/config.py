@@ -6,7 +6,7 @@ The options are those of the official constructor (`fastervit.models.FasterViT`)
 import dataclasses
 import math
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 STRIDES = (4, 8, 16, 32)
 """Pixels of the image per position of each stage's map."""
@@ -91,6 +91,20 @@ class FasterViTConfig:
         for stage in ATTENTION_STAGES:
             if self.depths[stage]:
                 _check_attention_stage(self, stage)
+
+    @property
+    def backbone(self) -> "FasterViTConfig":
+        """These options. Networks of other tasks have those of their FasterViT under this name."""
+        return self
+
+    @property
+    def class_modules(self) -> tuple[str, ...]:
+        """Modules whose arrays depend on the classes."""
+        return ("head",)
+
+    def options(self) -> dict[str, Any]:
+        """All options by name."""
+        return dataclasses.asdict(self)
 
     @property
     def widths(self) -> tuple[int, ...]:

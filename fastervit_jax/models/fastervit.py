@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,11 @@ from flax import nnx
 from fastervit_jax.models.config import ATTENTION_STAGES, STRIDES, FasterViTConfig
 from fastervit_jax.models.conv_block import Downsample, Stem
 from fastervit_jax.models.deploy import deployed
+from fastervit_jax.models.families import Family, register
 from fastervit_jax.models.layers import BatchNorm, full_precision, layer_norm, linear
 from fastervit_jax.models.resolution import resized
 from fastervit_jax.models.stage import AttentionStage, ConvStage
+from fastervit_jax.models.variants import VARIANTS, variant_config
 
 
 class FasterViT(nnx.Module):
@@ -105,6 +107,11 @@ class FasterViT(nnx.Module):
         pooled = jnp.mean(x.astype(full_precision(self.dtype)), axis=(1, 2))
         return pooled if self.head is None else self.head(pooled)
 
+    @property
+    def backbone(self) -> "FasterViT":
+        """This network. Networks of other tasks have a FasterViT under this name."""
+        return self
+
     def at_resolution(self, resolution: int | tuple[int, int]) -> "FasterViT":
         """The same network for images of another size, of any height and width.
 
@@ -184,19 +191,11 @@ def _checked_dtype(dtype) -> jnp.dtype:
     return checked
 
 
+FASTERVIT = register(
+    Family("classification", tuple(VARIANTS), config=variant_config, module=FasterViT)
+)
+
+
 def abstract_model(config: FasterViTConfig, *, dtype=jnp.float32) -> FasterViT:
-    """A network with shapes in place of weights: for counting them, or filling them in.
-
-    `nnx.eval_shape`, which with `nnx.Rngs` takes seconds for large networks.
-    """
-    return nnx.eval_shape(lambda: FasterViT(config, dtype=dtype, rngs=cast(nnx.Rngs, _SameKey())))
-
-
-class _SameKey:
-    """Stands in for `nnx.Rngs` where nothing is drawn."""
-
-    def __init__(self):
-        self._key = jax.random.key(0)
-
-    def params(self) -> jax.Array:
-        return self._key
+    """A FasterViT with shapes in place of weights (`Family.abstract`)."""
+    return FASTERVIT.abstract(config, dtype=dtype)

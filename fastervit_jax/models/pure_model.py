@@ -47,9 +47,9 @@ class PureModel:
 
     def __init__(self, model: nnx.Module, frozen: Iterable[str] = ()):
         self.looped = tuple(
-            f"stages.{number}.blocks.{block}."
-            for number, stage in enumerate(getattr(model, "stages", ()))
-            for block in range(getattr(stage, "looped", 0))
+            ".".join(map(str, (*path, "blocks", block, "")))
+            for path, module in nnx.iter_modules(model)
+            for block in range(getattr(module, "looped", 0))
         )
         model.train()
         for name in frozen:
@@ -58,25 +58,25 @@ class PureModel:
         model.eval()
         self._inference = nnx.graphdef(model)
 
-    def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
-        """Logits of normalized images, in inference mode."""
+    def infer(self, params: Arrays, statistics: Arrays, images: Any) -> Any:
+        """Outputs for normalized images, in inference mode: logits of a classifier."""
         model = nnx.merge(self._inference, unflatten(params), unflatten(statistics))
         return model(images)
 
     def train(
-        self, params: Arrays, statistics: Arrays, images: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Arrays]:
-        """Logits of normalized images in training mode, and the updated statistics.
+        self, params: Arrays, statistics: Arrays, images: Any, key: jax.Array
+    ) -> tuple[Any, Arrays]:
+        """Outputs in training mode, and the updated statistics.
 
         Args:
             params: parameters by dotted name.
             statistics: batch-norm statistics before this batch.
-            images: normalized, [N, H, W, channels].
+            images: what the model takes: for a classifier, normalized images [N, H, W, channels].
             key: random key for drop path and dropout.
         """
         model = nnx.merge(self._training, unflatten(params), unflatten(statistics))
-        logits = model(images, rngs=nnx.Rngs(dropout=key))
-        return logits, flatten(nnx.state(model, nnx.BatchStat))
+        outputs = model(images, rngs=nnx.Rngs(dropout=key))
+        return outputs, flatten(nnx.state(model, nnx.BatchStat))
 
 
 def _module(model: Any, name: str) -> nnx.Module:

@@ -4,7 +4,6 @@ Source: the official registry, `fastervit/models/faster_vit.py` and `faster_vit_
 """
 
 import difflib
-import fnmatch
 from collections.abc import Iterable
 
 from fastervit_jax.models.config import FasterViTConfig
@@ -55,11 +54,6 @@ VARIANTS: dict[str, dict] = {
     **{any_res_sibling(name): _any_res_options(name) for name in _SQUARE},
 }
 """Options of each published network, by its official name."""
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the published networks that match a shell-style pattern such as `"*_any_res"`."""
-    return fnmatch.filter(VARIANTS, pattern)
 
 
 def variant_config(name: str, **overrides) -> FasterViTConfig:

@@ -5,12 +5,13 @@ Recipes in `configs/` start from `default_config()` and change it. Flags change 
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from fastervit_jax.models import FasterViTConfig, variant_config
+from fastervit_jax.models import FasterViTConfig, network_config
 from fastervit_jax.models.config import ATTENTION_STAGES
 
 NEW_NAMES = {"average_decay": "ema_decay"}
@@ -27,6 +28,7 @@ def default_config() -> ml_collections.ConfigDict:
     """
     optional = config_dict.placeholder
     config = ml_collections.ConfigDict()
+    config.task = "classification"  # what is trained: a name of `training.tasks.TASKS`
     config.seed = 0  # seed of everything random: weights, order, augmentation, drop path
 
     config.model = ml_collections.ConfigDict(
@@ -98,13 +100,17 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.epochs = 310  # epochs of warm-up and cosine
     config.cooldown_epochs = 10  # epochs at the lowest rate, after the others
+    config.total_steps = 0  # steps of the run; 0: as many as the epochs have
     # Stop after so many epochs. The same command without this key resumes the run. 0: do not stop.
     config.stop_after_epochs = 0
     config.optimizer = ml_collections.ConfigDict(
         {
             "name": "adamw",  # adamw, lamb or sgd
             "learning_rate": 5e-3,  # the highest rate
+            "backbone_factor": 1.0,  # factor on the rate of the FasterViT in a larger network
+            "schedule": "cosine",  # after the warm-up: cosine, or poly (linear to 0)
             "warmup_epochs": 20.0,  # length of the linear warm-up
+            "warmup_steps": 0,  # the same in steps; 0: warmup_epochs
             "warmup_start": 1e-6,  # rate at the start of the warm-up
             "minimum": 5e-6,  # rate at the end of the cosine, and in the cooldown
             "weight_decay": 0.005,  # decay of matrices and kernels
@@ -140,6 +146,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.evaluation = ml_collections.ConfigDict(
         {
             "every_epochs": 1,  # epochs from one evaluation to the next
+            "every_steps": 0,  # steps from one evaluation to the next; 0: every_epochs
             "batch_size": 1024,  # images per batch, over all hosts
             "crop_fraction": 0.875,  # share of the resized image that is cropped
             "crop_mode": "center",  # center keeps the aspect; squash ignores it
@@ -147,11 +154,11 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.checkpoint = ml_collections.ConfigDict(
         {
-            "every_epochs": 1,  # epochs from one checkpoint to the next
+            "every_epochs": 1,  # epochs from one checkpoint to the next; 0: by every_steps alone
             "every_steps": 0,  # also save after so many steps; 0: do not
             "keep": 3,  # number of newest checkpoints to keep
             "keep_best": 1,  # number of best checkpoints to keep beside them
-            "best_metric": "top1",  # the metric that decides: top1, top5 or loss
+            "best_metric": "top1",  # the metric that decides: top1, top5 or loss; those of the task
         }
     )
     config.resume = ml_collections.ConfigDict(
@@ -183,14 +190,14 @@ def shared_settings(config: ml_collections.ConfigDict) -> dict[str, str]:
     return {f"config.{k}": json.dumps(v) for k, v in keys.items() if k not in _OF_ONE_HOST}
 
 
-def model_config(config: ml_collections.ConfigDict) -> FasterViTConfig:
-    """Returns the configuration of the network of a run.
+def model_config(config: ml_collections.ConfigDict) -> Any:
+    """Returns the configuration of the network of a run, a `models.NetworkConfig`.
 
     Raises:
         ValueError: the configuration is invalid. The message says why.
     """
     try:
-        return variant_config(config.model.name, **model_options(config))
+        return network_config(config.model.name, **model_options(config))
     except ValueError as error:
         raise ValueError(f"Invalid config.model: {error}") from None
 
@@ -203,9 +210,14 @@ def model_options(config: ml_collections.ConfigDict) -> dict:
 
 
 def check_config(
-    config: ml_collections.ConfigDict, *, batch_shards: int, hosts: int = 1, tensor: int = 1
+    config: ml_collections.ConfigDict,
+    *,
+    batch_shards: int,
+    hosts: int = 1,
+    tensor: int = 1,
+    metrics: Sequence[str] = ("top1", "top5", "loss"),
 ) -> None:
-    """Checks the values of a config before anything is compiled.
+    """Checks the values of a config before anything is compiled: those that every task has.
 
     Values that depend on the data (such as the number of classes) are checked when it is opened.
 
@@ -214,6 +226,7 @@ def check_config(
         batch_shards: number of parts into which the mesh splits a batch (`mesh.batch_shards`).
         hosts: number of processes of the run.
         tensor: size of the mesh axis `tensor`.
+        metrics: metrics of the task's evaluation.
 
     Raises:
         ValueError: a value is invalid. The message says the key, the value and what is expected.
@@ -221,8 +234,10 @@ def check_config(
     network = model_config(config)
     if network.num_classes < 1:
         raise _refused("model.num_classes", config.model.num_classes, "at least 1")
-    if network.in_chans != 3:
-        raise _refused("model.in_chans", network.in_chans, "3, because images are read as RGB")
+    if network.backbone.in_chans != 3:
+        raise _refused(
+            "model.in_chans", network.backbone.in_chans, "3, because images are read as RGB"
+        )
     if not 0 <= config.seed < 2**32:
         raise _refused("seed", config.seed, "an integer from 0 to 2**32 - 1")
 
@@ -247,7 +262,8 @@ def check_config(
         ("crop.interpolation", ("bilinear", "bicubic", "random")),
         ("optimizer.name", ("adamw", "lamb", "sgd")),
         ("evaluation.crop_mode", ("center", "squash")),
-        ("checkpoint.best_metric", ("top1", "top5", "loss")),
+        ("optimizer.schedule", ("cosine", "poly")),
+        ("checkpoint.best_metric", metrics),
     ):
         _check(config, key, lambda value, choices=choices: value in choices, " or ".join(choices))
 
@@ -260,13 +276,15 @@ def check_config(
         "log_every_steps",
         "evaluation.batch_size",
         "evaluation.every_epochs",
-        "checkpoint.every_epochs",
         "checkpoint.keep",
     ):
         _check(config, key, lambda value: value >= 1, "1 or more")
     for key in (
         "cooldown_epochs",
         "stop_after_epochs",
+        "total_steps",
+        "evaluation.every_steps",
+        "checkpoint.every_epochs",
         "checkpoint.every_steps",
         "checkpoint.keep_best",
         "data.num_workers",
@@ -290,21 +308,36 @@ def check_config(
     )
     for key in ("label_smoothing", "ema_decay"):
         _check(config, key, lambda value: 0 <= value < 1, "a number in [0, 1)")
-    for key in ("learning_rate", "warmup_start", "minimum", "weight_decay", "clip_norm"):
+    for key in (
+        "learning_rate",
+        "backbone_factor",
+        "warmup_steps",
+        "warmup_start",
+        "minimum",
+        "weight_decay",
+        "clip_norm",
+    ):
         _check(config, f"optimizer.{key}", lambda value: value >= 0, "0 or more")
     _check(
         config,
         "optimizer.warmup_epochs",
-        lambda value: 0 <= value <= config.epochs,
+        lambda value: config.total_steps or 0 <= value <= config.epochs,
         f"0 to config.epochs={config.epochs}",
     )
+    if config.total_steps:
+        _check(
+            config,
+            "optimizer.warmup_steps",
+            lambda value: value <= config.total_steps,
+            f"0 to config.total_steps={config.total_steps}",
+        )
     _check(
         config,
         "remat",
         lambda value: len(set(value)) == len(value) and set(value) <= {1, 2, 3, 4},
         "different stages from 1 to 4, such as (1, 2)",
     )
-    _check_tensor(network, tensor)
+    _check_tensor(network.backbone, tensor)
     _check_groups(config, batch_shards)
     for key in ("batch_size", "evaluation.batch_size"):
         for parts, what in ((batch_shards, "devices that share a batch"), (hosts, "hosts")):

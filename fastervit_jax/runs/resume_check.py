@@ -21,6 +21,7 @@ _FREE = (
     "data.num_workers",
     "evaluation.batch_size",
     "evaluation.every_epochs",
+    "evaluation.every_steps",
     "log_every_steps",
     "max_skipped_in_a_row",
     "mesh",

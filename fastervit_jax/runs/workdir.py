@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from etils import epath
 from flax import nnx
 
 from fastervit_jax.data.paths import write_whole
-from fastervit_jax.models import FasterViT
+from fastervit_jax.models import family_of
 from fastervit_jax.models.pure_model import arrays_of, unflatten
 from fastervit_jax.runs.checkpoints import Checkpoints
 from fastervit_jax.runs.config import NEW_NAMES, default_config, model_config
@@ -27,7 +28,7 @@ class Trained:
         step: number of training steps.
     """
 
-    model: FasterViT
+    model: Any
     config: ml_collections.ConfigDict
     class_names: tuple[str, ...]
     step: int
@@ -86,7 +87,7 @@ def load_trained(workdir: epath.PathLike, *, ema: bool = True, dtype: str | None
         raise ValueError(f"{workdir} has no complete checkpoint yet. Continue the training.")
     network = model_config(config)
     compute = jnp.dtype(dtype or config.model.dtype)
-    model = nnx.eval_shape(lambda: FasterViT(network, dtype=compute, rngs=nnx.Rngs(0)))
+    model = family_of(config.model.name).abstract(network, dtype=compute)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), arrays_of(model)

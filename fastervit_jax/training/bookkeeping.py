@@ -24,7 +24,8 @@ class Timetable:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return (self.config.epochs + self.config.cooldown_epochs) * self.epoch_steps
+        epochs = self.config.epochs + self.config.cooldown_epochs
+        return self.config.total_steps or epochs * self.epoch_steps
 
     @property
     def last_step(self) -> int:
@@ -40,14 +41,19 @@ class Timetable:
         """Whether a checkpoint follows a step."""
         checkpoint = self.config.checkpoint
         epoch, into_epoch = divmod(step, self.epoch_steps)
-        at_epoch = not into_epoch and epoch % checkpoint.every_epochs == 0
+        every_epochs = checkpoint.every_epochs
+        at_epoch = bool(every_epochs) and not into_epoch and epoch % every_epochs == 0
         at_step = bool(checkpoint.every_steps) and step % checkpoint.every_steps == 0
         return at_epoch or at_step or step == self.last_step
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows a step."""
+        evaluation = self.config.evaluation
+        if evaluation.every_steps:
+            at_step = step % evaluation.every_steps == 0 or step == self.total_steps
+            return bool(step) and at_step
         epoch, into_epoch = divmod(step, self.epoch_steps)
-        every = self.config.evaluation.every_epochs
+        every = evaluation.every_epochs
         return not into_epoch and bool(step) and (epoch % every == 0 or step == self.last_step)
 
     def looks_for_nonfinite_at(self, step: int) -> bool:

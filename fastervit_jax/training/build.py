@@ -19,7 +19,7 @@ from fastervit_jax.training.finetuning import (
     learning_rate_multiplier,
 )
 from fastervit_jax.training.optimizers import by_path, make_optimizer
-from fastervit_jax.training.schedules import warmup_cosine_schedule
+from fastervit_jax.training.schedules import warmup_cosine_schedule, warmup_poly_schedule
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 from fastervit_jax.training.task import Task
 
@@ -101,7 +101,7 @@ def skeleton(task: Task, config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
     model = task.network(config)
     model.set_attributes(group_size=batch_norm_group(config))
     for stage in config.remat:
-        model.stages[stage - 1].set_attributes(remat=True)
+        model.backbone.stages[stage - 1].set_attributes(remat=True)
     if config.scan_blocks:
         model.set_attributes(scan=True)
         gather_in_loops(model, mesh)
@@ -110,26 +110,46 @@ def skeleton(task: Task, config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
 
 
 def learning_rate(config: ml_collections.ConfigDict, epoch_steps: int) -> optax.Schedule:
-    """The rate of the next update, from the number of updates done."""
+    """The rate of the next update, from the number of updates done: `config.optimizer.schedule`.
+
+    Lengths are in steps where `config.total_steps` and `config.optimizer.warmup_steps` are set, and
+    else in epochs.
+    """
+    settings = config.optimizer
+    warmup_steps = settings.warmup_steps or round(settings.warmup_epochs * epoch_steps)
+    total_steps = config.total_steps or config.epochs * epoch_steps
+    if settings.schedule == "poly":
+        return warmup_poly_schedule(
+            peak=settings.learning_rate,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            warmup_start=settings.warmup_start,
+            minimum=settings.minimum,
+        )
     return warmup_cosine_schedule(
-        peak=config.optimizer.learning_rate,
-        warmup_steps=round(config.optimizer.warmup_epochs * epoch_steps),
-        total_steps=config.epochs * epoch_steps,
-        warmup_start=config.optimizer.warmup_start,
-        minimum=config.optimizer.minimum,
+        peak=settings.learning_rate,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        warmup_start=settings.warmup_start,
+        minimum=settings.minimum,
     )
 
 
 def optimizer(
     config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The optimizer of a run."""
+    """The optimizer of a run.
+
+    Settings of single parameters go by name: weight decay (`optimizers.decay_mask`), factors on the
+    learning rate (`finetuning.learning_rate_multiplier`), frozen modules (`finetuning.is_frozen`).
+    """
     finetune = config.finetune
-    network = model_config(config)
+    network = model_config(config).backbone
+    factor = config.optimizer.backbone_factor
     layer_scales = frozen = None
-    if finetune.layer_decay < 1:
+    if finetune.layer_decay < 1 or factor != 1:
         layer_scales = by_path(
-            lambda name: learning_rate_multiplier(name, network, finetune.layer_decay)
+            lambda name: learning_rate_multiplier(name, network, finetune.layer_decay, factor)
         )
     if finetune.frozen:
         frozen = by_path(lambda name: is_frozen(name, finetune.frozen))

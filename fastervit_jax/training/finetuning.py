@@ -8,6 +8,7 @@ import ml_collections
 from fastervit_jax.models import FasterViT, FasterViTConfig
 from fastervit_jax.runs.config import model_options
 from fastervit_jax.weights.loading import load_model, open_weights
+from fastervit_jax.weights.names import BACKBONE
 
 
 def load_initial_model(config: ml_collections.ConfigDict, dtype) -> FasterViT:
@@ -47,20 +48,25 @@ def check_frozen(names: Sequence[str], frozen: Iterable[str]) -> None:
         )
 
 
-def learning_rate_multiplier(name: str, network: FasterViTConfig, decay: float) -> float:
+def learning_rate_multiplier(
+    name: str, network: FasterViTConfig, decay: float, backbone_factor: float = 1.0
+) -> float:
     """Layer-wise learning-rate decay: `decay` to the number of layers behind an array's.
 
     Layers are the stem, then every block. A downsampling belongs to the block before it, and a
     carrier tokenizer to the first block of its stage. The last norm and the head learn at the full
-    rate.
+    rate, and so do other modules around a backbone.
 
     Args:
         name: dotted name of the array.
-        network: the network.
+        network: the FasterViT.
         decay: factor from one layer to the one before, at most 1.
+        backbone_factor: further factor on arrays below `backbone.`.
     """
     layers = sum(network.depths) + 1
-    return decay ** (layers - _layer(name, network))
+    own = name.removeprefix(BACKBONE)
+    factor = backbone_factor if own != name else 1.0
+    return factor * decay ** (layers - _layer(own, network))
 
 
 def _layer(name: str, network: FasterViTConfig) -> int:

@@ -31,7 +31,7 @@ def train(
     """Trains a network, or resumes where the work directory stands.
 
     Args:
-        task: what is trained, such as `Classification()`.
+        task: what is trained (`training.tasks.task_of`).
         config: of `default_config`, changed at will.
         workdir: directory, local or remote, for checkpoints, metrics, config and pictures.
 
@@ -109,9 +109,10 @@ def _train(
     def evaluate_and_report(step: int) -> Evaluation:
         evaluation = evaluate()
         epoch = step // times.epoch_steps
+        place = f"step {step}" if config.total_steps else f"epoch {epoch}"
         numbers = {f"validation_{name}": value for name, value in evaluation.summary().items()}
         reporter.write(step, epoch=epoch, **numbers)
-        progress.say(f"epoch {epoch}: {evaluation.sentence()}")
+        progress.say(f"{place}: {evaluation.sentence()}")
         checkpoints.scores.update(reporter.scores(config.checkpoint.best_metric))
         return evaluation
 
@@ -125,7 +126,7 @@ def _train(
         )
         checkpoints.scores.update(reporter.scores(config.checkpoint.best_metric))
         try:
-            if times.evaluates_at(start) and not reporter.has(start, "validation_loss"):
+            if times.evaluates_at(start) and not reporter.has(start, f"validation_{task.headline}"):
                 evaluation = evaluate_and_report(start)
             batches = prefetch_to_device(
                 damage.batches(), lambda item: (place_batch(item[0], mesh), item[1])

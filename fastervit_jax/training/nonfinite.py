@@ -159,7 +159,9 @@ class NonFiniteReport:
                 len(self.source), seed=self.config.seed, epoch=place.epoch, position=position
             )
             example = self.source[index]
-            images.append({"position": position, "image": example.key, "label": example.label})
+            images.append({"position": position, "image": example.key})
+            if hasattr(example, "label"):  # of classification
+                images[-1]["label"] = example.label
         batches = [vars(self._place_of(each)) for each in error.steps]
         evidence = folder / f"step_{step}{host}.json"
         text = json.dumps({"batches": batches, "images": images}, indent=1, ensure_ascii=True)

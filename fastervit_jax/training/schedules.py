@@ -1,4 +1,4 @@
-"""The learning rate: linear warm-up, cosine counted from step 0, then a constant minimum.
+"""The learning rate: a linear warm-up, then a cosine or a line to the minimum.
 
 The official script sets the rate of an update from that update's 1-based number, just before the
 update (`fastervit/train.py`, `train_one_epoch`; `fastervit/scheduler/cosine_lr.py`).
@@ -64,6 +64,35 @@ def warmup_cosine_schedule(
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return rate_of_update(jnp.asarray(count) + 1)
+
+    return schedule
+
+
+def warmup_poly_schedule(
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    warmup_start: float = 0.0,
+    minimum: float = 0.0,
+) -> optax.Schedule:
+    """Builds mmsegmentation's schedule of transformer backbones: warm-up, then a line.
+
+    With `i` the 0-based number of an update: linear from `warmup_start` (at 0) to `peak` (at
+    `warmup_steps - 1`); then linear from `peak` (at `warmup_steps`) to `minimum` (at
+    `total_steps - 1`). That is `LinearLR` followed by `PolyLR` of power 1 in mmengine 0.10.
+
+    Arguments, result and errors are those of `warmup_cosine_schedule`.
+    """
+    _check_schedule(peak, warmup_steps, total_steps, warmup_start, minimum)
+    length = max(total_steps - warmup_steps - 1, 1)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        update = jnp.asarray(count)
+        rising = warmup_start + update * ((peak - warmup_start) / max(warmup_steps - 1, 1))
+        remaining = jnp.maximum(total_steps - 1 - update, 0) / length
+        falling = minimum + (peak - minimum) * jnp.minimum(remaining, 1)
+        return jnp.where(update < warmup_steps, rising, falling)
 
     return schedule
 

@@ -1,6 +1,6 @@
 """What a task gives the trainer: data, network, loss, evaluation, pictures.
 
-Classification (`classification.py`) is one implementation. Loop, step, checkpoints, resume, meshes
+`tasks.py` lists the implementations. Loop, step, checkpoints, resume, meshes
 and `--compile_for` know a task by these protocols alone.
 """
 
@@ -35,12 +35,12 @@ class Network(Protocol):
     """A network as a function of its arrays (`PureModel`)."""
 
     def train(
-        self, params: Arrays, statistics: Arrays, images: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Arrays]:
+        self, params: Arrays, statistics: Arrays, images: Any, key: jax.Array
+    ) -> tuple[Any, Arrays]:
         """Outputs in training mode, and the updated batch-norm statistics."""
         ...
 
-    def infer(self, params: Arrays, statistics: Arrays, images: jax.Array) -> jax.Array:
+    def infer(self, params: Arrays, statistics: Arrays, images: Any) -> Any:
         """Outputs in inference mode."""
         ...
 
@@ -123,7 +123,10 @@ class Task(Protocol):
         ...
 
     def network(self, config: ml_collections.ConfigDict) -> Any:
-        """The network, an NNX module with shapes in place of weights."""
+        """The network, an NNX module with shapes in place of weights.
+
+        Its `backbone` is a FasterViT: itself, or the one in it.
+        """
         ...
 
     def initial_network(self, config: ml_collections.ConfigDict) -> nnx.Module:

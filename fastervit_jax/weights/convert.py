@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fastervit_jax.models import FasterViTConfig, variant_config
+from fastervit_jax.models import FasterViTConfig, network_config
 from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.weights.directory import WeightsInfo, check_writable, staged_directory
 from fastervit_jax.weights.loading import (
@@ -211,7 +211,7 @@ def _write_torch_file(
         hidden = None if progress else True
         names = tqdm(weights.tensors, desc=key, unit=" arrays", disable=hidden)
         arrays = {key: weights.tensors[key].read() for key in names}
-        content[key] = state_to_torch(arrays, variant_config(name, **_info(weights).overrides))
+        content[key] = state_to_torch(arrays, network_config(name, **_info(weights).overrides))
     torch.save(content, path)
 
 

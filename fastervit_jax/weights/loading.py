@@ -18,10 +18,11 @@ from fastervit_jax.data.paths import is_remote
 from fastervit_jax.data.preprocessing import default_preprocessing
 from fastervit_jax.models import (
     VARIANTS,
-    FasterViT,
-    FasterViTConfig,
-    abstract_model,
-    variant_config,
+    Family,
+    NetworkConfig,
+    family_of,
+    list_models,
+    network_config,
 )
 from fastervit_jax.models.pure_model import Arrays, arrays_of, unflatten
 from fastervit_jax.models.variants import any_res_sibling
@@ -35,7 +36,7 @@ from fastervit_jax.weights.directory import (
     open_arrays,
     save_arrays,
 )
-from fastervit_jax.weights.matching import Match, match
+from fastervit_jax.weights.matching import Match, match, role
 from fastervit_jax.weights.names import from_torch_layout, torch_name
 from fastervit_jax.weights.tensors import StoredTensor
 from fastervit_jax.weights.torch_files import read_torch_checkpoint
@@ -103,6 +104,20 @@ def open_weights(path: str | Path, *, ema: bool | None = None) -> Weights:
     return Weights(local, "official", official.tensors, None, official.weights, official.notes)
 
 
+def stored_model_name(path: str | Path) -> str | None:
+    """Returns the name of the model that weights store; None where they store none.
+
+    Only the description is read.
+    """
+    if is_converted(path):
+        return open_arrays(path)[1].model
+    from fastervit_jax.runs.workdir import is_workdir, load_config
+
+    if not Path(path).is_file() and is_workdir(path):
+        return load_config(path).model.name
+    return None
+
+
 def _open_workdir(path: str | Path, *, ema: bool) -> Weights:
     from fastervit_jax.runs.workdir import load_trained
 
@@ -140,7 +155,7 @@ class Loaded:
         lines: lines to show to the user; empty if every array was loaded as it is.
     """
 
-    model: FasterViT
+    model: Any
     info: WeightsInfo
     match: Match
     lines: list[str]
@@ -170,11 +185,12 @@ def load_model(
         ValueError: the weights belong to another model, do not fit, or are damaged.
     """
     name, config, lines = _target(name, weights, requested)
-    model = abstract_model(config, dtype=dtype)
+    family = family_of(name)
+    model = family.abstract(config, dtype=dtype)
     shapes = {key: array.shape for part in arrays_of(model) for key, array in part.items()}
     theirs = {key: key for key in shapes}
     if weights.kind == "official":
-        theirs = {key: torch_name(key) for key in shapes}
+        theirs = {key: torch_name(key, family.torch_modules) for key in shapes}
     wanted = {
         theirs[key]: _torch_shape(shape) if weights.kind == "official" else shape
         for key, shape in shapes.items()
@@ -189,11 +205,11 @@ def load_model(
         filled[key] = _read(weights, theirs[key])
     if matched.new:
         missing = [key for key in shapes if key not in filled]
-        filled.update(_initial_weights(config, missing, rngs or nnx.Rngs(0)))
+        filled.update(_initial_weights(family, config, missing, rngs or nnx.Rngs(0)))
     nnx.update(model, unflatten(filled))
     model.eval()
-    head_is_new = any(key.startswith("head.") for key in matched.new)
-    info = describe(model, name, weights.info, keep_class_names=not head_is_new)
+    classes_are_new = any(role(key, config) == "head" for key in matched.new)
+    info = describe(model, name, weights.info, keep_class_names=not classes_are_new)
     lines += [*weights.notes, *matched.lines()]
     if weights.kind == "official":
         lines += _rounded(weights.tensors) + torch_buffers.stored_coordinates(weights.tensors)
@@ -201,7 +217,7 @@ def load_model(
 
 
 def save_model(
-    model: FasterViT,
+    model: Any,
     directory: str | Path,
     *,
     class_names: Sequence[str] | None = None,
@@ -211,7 +227,7 @@ def save_model(
     """Saves a model as a converted directory, which `create_model(name, weights=…)` loads.
 
     Args:
-        model: any FasterViT.
+        model: a network of `create_model`, or any FasterViT.
         directory: the directory to write. It is written completely or not at all.
         class_names: names in the order of the logits. The default is the model's class names, if it
             has any.
@@ -243,22 +259,21 @@ def save_model(
     save_arrays(directory, jax.device_get(arrays), info, overwrite=overwrite)
 
 
-def config_overrides(name: str, config: FasterViTConfig) -> dict[str, Any]:
+def config_overrides(name: str, config: NetworkConfig) -> dict[str, Any]:
     """Returns the options that differ from the defaults of the named model."""
-    own = dataclasses.asdict(variant_config(name))
-    given = dataclasses.asdict(config)
+    own, given = network_config(name).options(), config.options()
     return {option: value for option, value in given.items() if value != own[option]}
 
 
 def _target(
     name: str | None, weights: Weights, requested: Mapping[str, Any]
-) -> tuple[str, FasterViTConfig, list[str]]:
+) -> tuple[str, Any, list[str]]:
     """Returns name and configuration of the model to build, and lines for the user."""
     info = weights.info
     if info is None:
         if name is None:
             raise ValueError(f"{weights.path} does not store the name of its model. Pass the name.")
-        return name, variant_config(name, **requested), []
+        return name, network_config(name, **requested), []
     name = name or info.model
     saved, lines = dict(info.overrides), []
     if name != info.model:
@@ -266,7 +281,7 @@ def _target(
             raise ValueError(f"{weights.path} contains weights of {info.model}, not of {name}.")
         saved.pop("resolution", None)
         lines = [f"Weights of {info.model} for its sibling {name}."]
-    return name, variant_config(name, **{**saved, **requested}), lines
+    return name, network_config(name, **{**saved, **requested}), lines
 
 
 def _label(weights: Weights) -> str:
@@ -280,12 +295,12 @@ def _label(weights: Weights) -> str:
 def square_sibling(name: str) -> str:
     """Returns the model of fixed resolution that has the same published weights.
 
-    A model of fixed resolution is its own sibling.
+    A model of fixed resolution is its own sibling, and so is a network of another family.
 
     Raises:
         ValueError: the name is unknown.
     """
-    if not variant_config(name).any_res:
+    if not network_config(name).backbone.any_res or name not in VARIANTS:
         return name
     squares = (key for key in VARIANTS if not VARIANTS[key].get("any_res", False))
     return next(square for square in squares if any_res_sibling(square) == name)
@@ -327,12 +342,14 @@ class _Keys:
         return jax.random.fold_in(self._key, next(self._count))
 
 
-def _initial_weights(config: FasterViTConfig, names: Sequence[str], rngs: nnx.Rngs) -> Arrays:
+def _initial_weights(
+    family: Family, config: NetworkConfig, names: Sequence[str], rngs: nnx.Rngs
+) -> Arrays:
     """Draws initial values for the named arrays only."""
 
     def draw(key: jax.Array) -> Arrays:
         keys: Any = _Keys(key)
-        params, statistics = arrays_of(FasterViT(config, rngs=keys))
+        params, statistics = arrays_of(family.module(config, dtype=jnp.float32, rngs=keys))
         return {name: {**params, **statistics}[name] for name in names}
 
     return jax.jit(draw)(rngs.params())
@@ -344,7 +361,7 @@ def _rounded(tensors: Mapping[str, StoredTensor]) -> list[str]:
 
 
 def describe(
-    model: FasterViT,
+    model: Any,
     name: str,
     saved: WeightsInfo | None = None,
     *,
@@ -353,8 +370,8 @@ def describe(
     """Sets the attributes `name`, `class_names` and `preprocessing` of a model.
 
     Args:
-        model: any FasterViT.
-        name: official name of the model.
+        model: any network.
+        name: its name.
         saved: description stored with the weights.
         keep_class_names: whether the logits still belong to the saved classes.
 
@@ -382,8 +399,12 @@ def describe(
     return info
 
 
-def _name_of(model: FasterViT) -> str:
-    """Returns the name of the published model with the fewest different options."""
+def _name_of(model: Any) -> str:
+    """Returns the model's own name, or that of the published FasterViT nearest to it."""
+    if model.backbone is not model:
+        if getattr(model, "name", None) not in list_models():
+            raise ValueError("Invalid model: it has no name. Set model.name to one of list_models.")
+        return model.name
     any_res = model.config.any_res
     name = getattr(model, "name", None)
     if name in VARIANTS and VARIANTS[name].get("any_res", False) == any_res:

@@ -11,9 +11,10 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 
-from fastervit_jax.models import FasterViTConfig
+from fastervit_jax.models import NetworkConfig
 from fastervit_jax.weights import torch_buffers
 from fastervit_jax.weights.mismatch_hints import likely_causes
+from fastervit_jax.weights.names import BACKBONE
 from fastervit_jax.weights.tensors import joined
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -59,7 +60,7 @@ class Match:
 def match(
     wanted: Shapes,
     offered: Shapes,
-    config: FasterViTConfig,
+    config: NetworkConfig,
     requested: Iterable[str],
     *,
     checkpoint: str,
@@ -119,58 +120,61 @@ class _Differences:
         self,
         wanted: Shapes,
         offered: Shapes,
-        config: FasterViTConfig,
+        config: NetworkConfig,
         requested: frozenset[str],
     ):
         self._config = config
         self._offered = offered
-        head = ("head.weight", "head.kernel")  # official and ours
         self._head = "num_classes" in requested and any(
-            offered.get(name) != wanted.get(name) for name in head
+            offered.get(name) != shape
+            for name, shape in wanted.items()
+            if role(name, config) == "head" and name.endswith(("weight", "kernel"))
         )
         self._carriers = "hat" in requested
-        self.geometry = config.any_res or not GEOMETRY_OPTIONS.isdisjoint(requested)
+        self.geometry = config.backbone.any_res or not GEOMETRY_OPTIONS.isdisjoint(requested)
         self.windows = "window_size" in requested
 
     def is_new(self, name: str) -> bool:
         """Returns whether an array of the network keeps its initial values."""
-        role = _role(name)
-        if role == "head":
+        own = role(name, self._config)
+        if own == "head":
             return self._head
         if name in self._offered:
             return False
-        return (role == "carrier position" and self.geometry) or (
-            role in ("carrier position", "carriers") and self._carriers
+        return (own == "carrier position" and self.geometry) or (
+            own in ("carrier position", "carriers") and self._carriers
         )
 
     def is_unused(self, name: str) -> bool:
         """Returns whether a tensor that is not in the network may be skipped."""
-        role = _role(name)
-        if role == "head":
+        own, backbone = role(name, self._config), self._config.backbone
+        if own == "head":
             return self._head
-        if role == "backbone":
+        if own == "backbone":
             return False
         if self._carriers:
             return True
-        stage = int(name.split(".")[1])
-        in_hat = self._config.hat is not None and self._config.hat[stage]
+        stage = int(name.removeprefix(BACKBONE).split(".")[1])
+        in_hat = backbone.hat is not None and backbone.hat[stage]
         # Carrier tokens without positions, or one window, which needs no carrier tokens.
-        without_use = role == "carrier position" or not self._config.geometry(stage).hierarchical
+        without_use = own == "carrier position" or not backbone.geometry(stage).hierarchical
         return self.geometry and in_hat and without_use
 
 
 def _check_buffers(
-    offered: Shapes, config: FasterViTConfig, allowed: _Differences
+    offered: Shapes, config: NetworkConfig, allowed: _Differences
 ) -> tuple[set[str], list[str], list[str]]:
     """Returns names of known buffers, position modules of another size, and wrong shapes."""
     statistics = (name for name in offered if name.endswith("running_mean"))
     known = {name.replace("running_mean", torch_buffers.COUNT) for name in statistics}
     resized, wrong = [], []
-    for module in torch_buffers.position_modules(config):
-        known.update(module.shapes)
+    prefix = "" if config.backbone is config else BACKBONE
+    for module in torch_buffers.position_modules(config.backbone):
+        shapes = {prefix + name: shape for name, shape in module.shapes.items()}
+        known.update(shapes)
         differing = {
             name: shape
-            for name, shape in module.shapes.items()
+            for name, shape in shapes.items()
             if name in offered and offered[name] != shape
         }
         # The bias of a window includes its carrier tokens, so its size does not determine the
@@ -186,10 +190,11 @@ def _check_buffers(
     return known, resized, wrong
 
 
-def _role(name: str) -> str:
+def role(name: str, config: NetworkConfig) -> str:
     """Returns the role of an array, given our name or the official one."""
-    if name.startswith("head."):
+    if name.startswith(tuple(f"{module}." for module in config.class_modules)):
         return "head"
+    name = name.removeprefix(BACKBONE)
     if not re.match(r"(levels|stages)\.[0-3]\.", name):
         return "backbone"
     if re.search(r"\.(carrier_position|hat_pos_embed)\.", name):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastervit_jax.models import VARIANTS, FasterViTConfig
+from fastervit_jax.models import VARIANTS, NetworkConfig
 from fastervit_jax.models.config import ATTENTION_STAGES
 from fastervit_jax.weights.torch_buffers import TABLE
 
@@ -13,7 +13,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _STEM, _STEM_OUT = "patch_embed.conv_down.0.weight", "patch_embed.conv_down.3.weight"
 
 
-def likely_causes(offered: Shapes, wanted: Shapes, config: FasterViTConfig) -> list[str]:
+def likely_causes(offered: Shapes, wanted: Shapes, config: NetworkConfig) -> list[str]:
     """Returns the likely causes why an official checkpoint does not fit, one sentence each.
 
     Args:
@@ -40,10 +40,12 @@ def likely_causes(offered: Shapes, wanted: Shapes, config: FasterViTConfig) -> l
     causes = []
     windows = _windows(offered)
     other_windows = {
-        stage: side for stage, side in windows.items() if side != config.window_size[stage]
+        stage: side for stage, side in windows.items() if side != config.backbone.window_size[stage]
     }
     if other_windows:
-        needed = tuple(windows.get(stage, side) for stage, side in enumerate(config.window_size))
+        needed = tuple(
+            windows.get(stage, side) for stage, side in enumerate(config.backbone.window_size)
+        )
         causes.append(f"Likely cause: other windows. The checkpoint has window_size={needed}.")
     if offered.get("head.weight") != wanted.get("head.weight"):
         classes = offered.get("head.weight", (0,))[0]

@@ -4,6 +4,7 @@ Our names are paths in the NNX state, joined by dots, such as `stages.2.blocks.0
 """
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -51,10 +52,21 @@ TOKENIZER_COPY = "global_tokenizer.pos_embed."
 """The official state dict contains the carrier token convolution under both names."""
 
 
-def torch_name(name: str) -> str:
-    """Returns the official name of one of our arrays."""
+BACKBONE = "backbone."
+"""Beginning of the names of a FasterViT's arrays in a larger network, ours and torch's."""
+
+
+def torch_name(name: str, modules: Mapping[str, str] | None = None) -> str:
+    """Returns the official name of one of our arrays.
+
+    Args:
+        name: our name.
+        modules: `Family.torch_modules` of the network's family. A FasterViT needs none.
+    """
+    if name.startswith(BACKBONE):
+        return BACKBONE + torch_name(name.removeprefix(BACKBONE))
     module, leaf = name.rsplit(".", 1)
-    for pattern, replacement in _MODULES:
+    for pattern, replacement in modules.items() if modules else _MODULES:
         module = re.sub(pattern, replacement, module)
     return module + _LEAVES[leaf]
 

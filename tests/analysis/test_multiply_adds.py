@@ -57,8 +57,8 @@ def test_multiply_adds_by_hand(name):
 
 
 def test_every_model_has_an_any_res_sibling():
-    assert len(list_models()) == 22
-    assert set(list_models()) - set(list_models("*any_res")) == set(MEASURED)
+    assert len(list_models("faster_vit_*")) == 22
+    assert set(list_models("faster_vit_*")) - set(list_models("*any_res")) == set(MEASURED)
 
 
 def test_abstract_model_is_the_one_that_is_built():

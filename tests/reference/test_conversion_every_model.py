@@ -38,7 +38,9 @@ ANY_RES = {
     ),
     "21k, padding": ("faster_vit_4_21k_224_any_res", dict(resolution=(300, 500))),
 }
-CASES = {name: (name, {}) for name in list_models() if not name.endswith("any_res")} | ANY_RES
+CASES = {
+    name: (name, {}) for name in list_models("faster_vit_*") if not name.endswith("any_res")
+} | ANY_RES
 DERIVED = ("relative_bias", "relative_position_index", "num_batches_tracked")
 
 

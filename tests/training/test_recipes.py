@@ -4,9 +4,10 @@ import jax
 import pytest
 
 from fastervit_jax.parallel.mesh import make_mesh
-from fastervit_jax.runs.config import check_config, mixing_group, model_config
+from fastervit_jax.runs.config import mixing_group, model_config
 from fastervit_jax.runs.recipes import load_recipe
 from fastervit_jax.training import build, classification
+from fastervit_jax.training.tasks import task_of
 from tests.small.run import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -26,8 +27,8 @@ OFFICIAL = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_valid(name):
-    check_config(load_recipe(name), batch_shards=8, hosts=2)
-    classification.train_transform(load_recipe(name))
+    config = load_recipe(name)
+    task_of(config).check(config, batch_shards=8, hosts=2, tensor=1)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -67,7 +68,7 @@ def test_distorting_on_the_device_leaves_it_to_the_device():
 def _trace(name: str, **changes) -> None:
     config = load_recipe(name)
     config.update(changes)
-    task, mesh, steps = classification.Classification(), make_mesh(), 312
+    task, mesh, steps = task_of(config), make_mesh(), 312
     program = build.program(task, config, mesh, epoch_steps=steps)
     step = build.train_step(
         task, config, mesh, program, epoch_steps=steps, mixing_group=mixing_group(config, 8)

@@ -1,0 +1,27 @@
+"""The tasks of the trainer, by the name in `config.task`."""
+
+import ml_collections
+
+from fastervit_jax.models import family_of
+from fastervit_jax.training.classification import Classification
+from fastervit_jax.training.task import Task
+
+TASKS: dict[str, type[Task]] = {"classification": Classification}
+"""Tasks by name. A config without the key `task` is one of classification."""
+
+
+def task_of(config: ml_collections.ConfigDict) -> Task:
+    """Returns the task of a run.
+
+    Raises:
+        ValueError: `config.task` is unknown, or `config.model.name` is a network of another task.
+    """
+    if config.task not in TASKS:
+        raise ValueError(f"Invalid config.task={config.task!r}: expected {' or '.join(TASKS)}.")
+    of_model = family_of(config.model.name).task
+    if of_model != config.task:
+        raise ValueError(
+            f"Invalid config.model.name={config.model.name}: it is a network for {of_model}, and "
+            f"config.task is {config.task}."
+        )
+    return TASKS[config.task]()
