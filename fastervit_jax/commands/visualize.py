@@ -109,6 +109,8 @@ class _Recorder(nnx.Module):
     The weights arrive before softmax's division.
     """
 
+    active = True  # the attention then computes weights, where a kernel would not show them
+
     def __init__(self):
         self.weights = nnx.data(None)
 

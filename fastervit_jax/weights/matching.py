@@ -9,6 +9,7 @@ allowed if the user asked for them:
 
 import dataclasses
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 
 from fastervit_jax.models import NetworkConfig
@@ -18,6 +19,9 @@ from fastervit_jax.weights.names import BACKBONE
 from fastervit_jax.weights.tensors import joined
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+_SHOWN = 5
+"""Names of each kind in a message."""
 
 GEOMETRY_OPTIONS = frozenset({"resolution", "window_size", "ct_size", "hat"})
 
@@ -98,13 +102,32 @@ def match(
 
     problems = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     if any(problems.values()):
-        lines = [f"{checkpoint} does not fit the model:"]
-        lines += [
-            f"  {what} ({len(names)}): {joined(names)}" for what, names in problems.items() if names
-        ]
-        raise ValueError("\n".join(lines + likely_causes(offered, wanted, config)))
+        causes = likely_causes(offered, wanted, config)
+        raise ValueError(_refusal(checkpoint, len(taken), problems, causes))
     unused = [name for name in unused if not name.endswith(torch_buffers.SUFFIXES)]
     return Match(tuple(taken), tuple(new), tuple(unused), tuple(resized))
+
+
+def _refusal(
+    checkpoint: str, fitting: int, problems: Mapping[str, list[str]], causes: list[str]
+) -> str:
+    """Returns at most ten lines: how many tensors do not fit, the cause, some names of each kind.
+
+    All names go into a temporary file where the message leaves some out.
+    """
+    problems = {what: names for what, names in problems.items() if names}
+    counts = ", ".join(f"{len(names)} {what}" for what, names in problems.items())
+    lines = [f"{checkpoint} does not fit the model: {counts}; {fitting} tensors fit.", *causes]
+    for what, names in problems.items():
+        lines.append(f"  {what} ({len(names)}): {joined(names, _SHOWN)}")
+    if any(len(names) > _SHOWN for names in problems.values()):
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="fastervit-mismatch-", suffix=".txt", delete=False
+        ) as file:
+            for what, names in problems.items():
+                file.writelines(f"{what}: {name}\n" for name in names)
+        lines.append(f"All names: {file.name}")
+    return "\n".join(lines)
 
 
 class _Differences:

@@ -1,16 +1,17 @@
 """Read official checkpoints without running code from them.
 
-Torch files are only opened with torch's safe loader. It builds tensors and plain containers and
-rejects everything else. The only additional class is `argparse.Namespace`, in which the official
-training script stores its arguments.
+Torch files are only opened with torch's safe loader. It builds tensors and plain containers. What
+else a file names (classes of other libraries beside the weights) becomes an inert placeholder:
+nothing of it is imported or called.
 """
 
-import argparse
+import collections
 import dataclasses
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,22 @@ from fastervit_jax.weights.tensors import StoredTensor, joined
 
 _FORMS = ("state_dict", "model")
 """Keys of the weights in a checkpoint, in the order of the official loader."""
+
+_EMAS = ("state_dict_ema", "model_ema")
+"""Keys of the EMA of the weights: the official training script's, and that of others."""
+
+_COUNTERS = ("total_ops", "total_params")
+"""Names that a profiler (thop) leaves beside the weights."""
+
+_MOST_PLACEHOLDERS = 200
+
+_OF_TENSORS = ("torch.storage.", "torch._utils.")
+"""Modules whose functions make tensors. A placeholder would stand for a weight."""
+
+_FIRST = "patch_embed.conv_down.0.weight"
+"""The first tensor of every FasterViT."""
+
+_DAMAGE = (EOFError, OSError, AttributeError)
 
 _CHUNK = 1 << 22
 
@@ -45,7 +62,7 @@ def read_torch_checkpoint(path: str | Path, *, ema: bool = False) -> OfficialChe
     Args:
         path: a checkpoint of the official code or its training script. It is a dictionary with
             `state_dict` or `model`, a dictionary of tensors, or a safetensors file.
-        ema: use the EMA of the weights, `state_dict_ema`.
+        ema: use the EMA of the weights, `state_dict_ema` or `model_ema`.
 
     Raises:
         ValueError: the file is damaged, is not a checkpoint, or cannot be read without running
@@ -68,6 +85,8 @@ def read_torch_checkpoint(path: str | Path, *, ema: bool = False) -> OfficialChe
         tensors = {name: _from_torch(name, tensor, path) for name, tensor in state.items()}
     if not tensors:
         raise ValueError(f"{path} contains no tensors.")
+    tensors, more_notes = _without_counters(tensors)
+    notes += more_notes
     tensors, more_notes = _without_prefixes(tensors)
     return OfficialCheckpoint(_tokenizer_once(tensors, path), weights, tuple(notes + more_notes))
 
@@ -128,6 +147,41 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"{path} is damaged ({error}). Download or copy it again.") from None
 
 
+class Placeholder:
+    """Takes the place of an object that a file names and that is not needed. It does nothing."""
+
+    def __new__(cls, *_, **__):
+        return super().__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+_UNKNOWN = re.compile(r"GLOBAL (\S+)")
+_FILLED = re.compile(r"Can only (SETITEM|append|extend).* but got <class 'placeholder\.(.+)'>")
+
+
+def _add_placeholder(placeholders: dict[str, type[Placeholder]], message: str) -> bool:
+    """Adds what torch's loader lacks, according to its message. Returns whether it could.
+
+    torch fills plain dictionaries and lists only, so those take the place of their subclasses.
+    """
+    unknown, filled = _UNKNOWN.search(message), _FILLED.search(message)
+    if filled:
+        name = filled[2]
+        container = collections.OrderedDict if filled[1] == "SETITEM" else list
+        members: dict[str, Any] = {"__new__": lambda *_, **__: container()}
+    elif unknown and unknown[1] not in placeholders and not unknown[1].startswith(_OF_TENSORS):
+        name, members = unknown[1], {}
+    else:
+        return False
+    placeholders[name] = type(name, (Placeholder,), {"__module__": "placeholder", **members})
+    return True
+
+
 def _load_safely(path: Path, *, memory_map: bool):
     try:
         import torch
@@ -143,9 +197,18 @@ def _load_safely(path: Path, *, memory_map: bool):
         )
     import pickle
 
+    placeholders: dict[str, type[Placeholder]] = {}
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map)
+        while True:
+            allowed: list = [(kind, name) for name, kind in placeholders.items()]
+            try:
+                with torch.serialization.safe_globals(allowed):
+                    return torch.load(path, map_location="cpu", weights_only=True, mmap=memory_map)
+            except pickle.UnpicklingError as error:
+                if len(placeholders) == _MOST_PLACEHOLDERS:
+                    raise
+                if not _add_placeholder(placeholders, str(error)):
+                    raise
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
@@ -158,7 +221,7 @@ def _load_safely(path: Path, *, memory_map: bool):
             f"{path} cannot be read safely. It contains more than tensors and plain values, or is "
             "damaged. No code was run."
         ) from None
-    except (EOFError, OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (*_DAMAGE, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unexpected end of file"
         raise ValueError(
             f"{path} is not a torch checkpoint, or is damaged ({reason}). Download or copy it "
@@ -168,23 +231,23 @@ def _load_safely(path: Path, *, memory_map: bool):
 
 def _weights_of(content, path: Path, ema: bool) -> tuple[Mapping, str, list[str]]:
     """Returns the dictionary of tensors, its key in the file, and notes for the user."""
+    _check_not_a_module(content, path)
     if not isinstance(content, Mapping):
         raise ValueError(
             f"Invalid checkpoint {path}: expected a dictionary of tensors, got "
             f"{type(content).__name__}."
         )
-    notes = []
+    notes: list[str] = []
     if ema:
-        key = "state_dict_ema"
-        if key not in content:
+        key = next((key for key in _EMAS if key in content), "")
+        if not key:
             raise ValueError(
                 f"{path} has no EMA. Its keys are {joined(map(str, content))}. Omit --ema."
             )
     else:
-        key = next((form for form in _FORMS if form in content), "")
-        if "state_dict_ema" in content:
-            notes.append("The file also contains an EMA (state_dict_ema). Use --ema to convert it.")
+        key, notes = _key_of_weights(content, path)
     state = content[key] if key else content
+    _check_not_a_module(state, path)
     if not isinstance(state, Mapping):
         raise ValueError(
             f"{path}: invalid {key!r}: expected a dictionary of tensors, got "
@@ -193,9 +256,59 @@ def _weights_of(content, path: Path, ema: bool) -> tuple[Mapping, str, list[str]
     return state, key, notes
 
 
+def _key_of_weights(content: Mapping, path: Path) -> tuple[str, list[str]]:
+    """Returns the key of the plain weights, "" for the whole file, and notes for the user."""
+    has_ema = [key for key in _EMAS if key in content]
+    note = f"The file also contains an EMA ({joined(has_ema)}). Use --ema to convert it."
+    for key in _FORMS:
+        if key in content:
+            return key, [note] if has_ema else []
+    holders = [str(key) for key, value in content.items() if _holds_tensors(value)]
+    plain = [key for key in holders if key not in _EMAS]
+    if len(plain) == 1:
+        notes = [f"The weights are the entry {plain[0]!r} of the file."]
+        return plain[0], notes + ([note] if has_ema else [])
+    if not plain and len(holders) == 1:
+        return holders[0], [f"The file contains only an EMA ({holders[0]}). It is used."]
+    if holders:
+        raise ValueError(
+            f"{path} has several entries with tensors: {joined(holders)}. Save the one that you "
+            "want as state_dict with torch.save"
+            + (f", or use --ema for {has_ema[0]}." if has_ema else ".")
+        )
+    return "", []
+
+
+def _holds_tensors(value) -> bool:
+    import torch
+
+    return (
+        isinstance(value, Mapping)
+        and any(isinstance(each, torch.Tensor) for each in value.values())
+        and all(isinstance(name, str) for name in value)
+    )
+
+
+def _check_not_a_module(content, path: Path) -> None:
+    if isinstance(content, Placeholder):
+        raise ValueError(
+            f"{path} contains a pickled object ({type(content).__name__}) instead of weights. "
+            "Reading it would run code. Where its code is installed, and if you trust the file, "
+            "save its weights:\n"
+            f"  model = torch.load({str(path.name)!r}, weights_only=False)\n"
+            '  torch.save(model.state_dict(), "weights.pth")'
+        )
+
+
 def _from_torch(name, tensor, path: Path) -> StoredTensor:
     import torch
 
+    if isinstance(tensor, Placeholder):
+        raise ValueError(
+            f"{path} was rejected because its entry {str(name)!r}, among the weights, would run "
+            f"{type(tensor).__name__}. A checkpoint only needs tensors and plain values. No code "
+            "was run."
+        )
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise ValueError(
             f"{path} is not a checkpoint of weights. Its entry {str(name)!r} is a "
@@ -251,13 +364,44 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _without_counters(
+    tensors: dict[str, StoredTensor],
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Drops the counters that a profiler leaves beside the weights."""
+    counters = [name for name in tensors if name.split(".")[-1] in _COUNTERS]
+    if not counters:
+        return tensors, []
+    kept = {name: tensor for name, tensor in tensors.items() if name not in set(counters)}
+    return kept, [f"Skipped {len(counters)} counters of a profiler ({joined(counters, 2)})."]
+
+
 def _without_prefixes(
     tensors: dict[str, StoredTensor],
 ) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Removes `module.` if all names have it. Keeps only `encoder.*` if such names exist."""
+    """Removes the prefixes that wrappers add to all names, and says which.
+
+    Those of `DataParallel` and `torch.compile` are always removed. Another one, such as `model.` of
+    Lightning, is removed where a FasterViT remains. Of a file with `encoder.*`, nothing else is
+    kept, as in the official loader.
+    """
     notes = []
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    prefix = ""
+    wrapped = True
+    while wrapped:
+        wrapped = False
+        for each in ("module.", "_orig_mod."):
+            if all(name.startswith(prefix + each) for name in tensors):
+                prefix += each
+                wrapped = True
+    first = [name for name in tensors if name.endswith("." + _FIRST)]
+    if _FIRST not in tensors and len(first) == 1:
+        longest = first[0].removesuffix(_FIRST)
+        if longest != "encoder." and all(name.startswith(longest) for name in tensors):
+            prefix = longest
+    if prefix:
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if prefix != "module.":
+            notes.append(f"Removed the prefix `{prefix}` of all names.")
     if any(name.startswith("encoder.") for name in tensors):
         others = [name for name in tensors if not name.startswith("encoder.")]
         if others:

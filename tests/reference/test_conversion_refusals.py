@@ -4,9 +4,13 @@
 """
 
 import argparse
+import contextlib
+import datetime
 import io
 import os
+import pathlib
 import pickle
+import warnings
 import zipfile
 
 import numpy as np
@@ -78,8 +82,16 @@ def test_nothing_in_a_file_runs(payload, kind, state, file, tmp_path):
         file.write_bytes(pickle.dumps(content, protocol=2))
     else:
         file.write_bytes(stored(content, _use_new_zipfile_serialization=kind == "zip"))
-    message = refusal(file)
-    assert "No code was run" in message
+    # Beside the weights, a placeholder takes its place, or torch refuses the module.
+    with contextlib.suppress(ValueError), warnings.catch_warnings(action="ignore"):
+        create_model(NAME, weights=file, **SMALL)
+    assert not trap.exists()
+    content["state_dict"]["levels.0.extra"] = payload(trap)
+    if kind == "plain pickle":
+        file.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        file.write_bytes(stored(content, _use_new_zipfile_serialization=kind == "zip"))
+    assert "No code was run" in refusal(file)
     assert not trap.exists()
     # The trap is a real one.
     pickle.loads(pickle.dumps(payload(trap)))
@@ -91,21 +103,95 @@ def test_the_refused_function_is_named(file, tmp_path):
     assert "reading it would run posix.system" in refusal(file)
 
 
-def test_only_the_namespace_is_allowed(state, file):
-    arguments = argparse.Namespace(lr=1e-3, model=NAME)
-    file.write_bytes(stored({"state_dict": state, "args": arguments}))
-    create_model(NAME, weights=file, **SMALL)
-    file.write_bytes(stored({"state_dict": state, "args": argparse.ArgumentParser}))
-    assert "argparse.ArgumentParser" in refusal(file)
-    # Nor does allowing it here allow it to others.
-    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+class Settings(dict):
+    """A class of the script that saved a checkpoint."""
 
 
-def test_a_namespace_cannot_smuggle_in_what_is_not_allowed(file, tmp_path):
-    arguments = argparse.Namespace(model=Writes(tmp_path / "trap"))
-    file.write_bytes(stored({"state_dict": {}, "args": arguments}))
-    assert "No code was run" in refusal(file)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old torch format"])
+def test_what_stands_beside_the_weights_is_not_needed(zipped, state, file, tmp_path):
+    settings = Settings(a=1)
+    settings.note = "x"
+    trap = Writes(tmp_path / "trap")
+    content = {
+        "state_dict": state,
+        "args": argparse.Namespace(output=pathlib.PosixPath("runs"), model=trap),
+        "best": np.float64(0.5),
+        "array": np.arange(3),
+        "settings": settings,
+        "parser": argparse.ArgumentParser,
+        "when": datetime.datetime(2026, 1, 1),
+    }
+    file.write_bytes(stored(content, _use_new_zipfile_serialization=zipped))
+    before = list(torch.serialization.get_safe_globals())
+    model = create_model(NAME, weights=file, **SMALL)
+    kernel = state["patch_embed.conv_down.0.weight"].numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(model.stem.conv1.kernel[...], kernel)
     assert not (tmp_path / "trap").exists()
+    # Nothing is allowed to others.
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_a_pickled_module_is_refused_with_what_to_do(file):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    file.write_bytes(stored(module))
+    message = refusal(file)
+    assert "instead of weights" in message
+    assert "torch.save(model.state_dict()," in message
+    file.write_bytes(stored({"model": module}))
+    assert "torch.save(model.state_dict()," in refusal(file)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.", "model._orig_mod."],
+)
+def test_prefixes_of_wrappers_are_removed(prefix, state, file):
+    file.write_bytes(stored({"state_dict": {prefix + name: each for name, each in state.items()}}))
+    with pytest.warns(UserWarning, match=f"Removed the prefix `{prefix}` of all names"):
+        model = create_model(NAME, weights=file, **SMALL)
+    bias = state["head.bias"].numpy()
+    np.testing.assert_array_equal(model.head.bias[...], bias)
+
+
+@pytest.mark.parametrize("entry", ["model_state_dict", "net", "weights"])
+def test_the_one_entry_that_holds_tensors_is_taken(entry, state, file):
+    file.write_bytes(stored({"epoch": 3, entry: state, "optimizer": {"lr": 0.1}}))
+    with pytest.warns(UserWarning, match=f"The weights are the entry '{entry}'"):
+        create_model(NAME, weights=file, **SMALL)
+
+
+@pytest.mark.parametrize("entry", ["state_dict_ema", "model_ema"])
+def test_a_file_with_only_an_ema(entry, state, file):
+    file.write_bytes(stored({"epoch": 3, entry: state}))
+    with pytest.warns(UserWarning, match=rf"only an EMA \({entry}\)"):
+        create_model(NAME, weights=file, **SMALL)
+    assert read_torch_checkpoint(file, ema=True).weights == entry
+
+
+def test_several_entries_with_tensors_are_named(state, file):
+    file.write_bytes(stored({"student": state, "teacher": state}))
+    assert "several entries with tensors: student, teacher" in refusal(file)
+
+
+def test_counters_of_a_profiler_are_skipped(state, file):
+    counters = {f"levels.{i}.total_ops": torch.zeros(1) for i in range(4)}
+    counters |= {"total_params": torch.zeros(1)}
+    file.write_bytes(stored({"state_dict": {**state, **counters}}))
+    with pytest.warns(UserWarning, match="Skipped 5 counters of a profiler"):
+        create_model(NAME, weights=file, **SMALL)
+
+
+def test_a_refusal_is_short_and_the_rest_is_in_a_file(state, file):
+    others = dict(list(state.items())[20:])
+    file.write_bytes(stored({"state_dict": others}))
+    message = refusal(file)
+    lines = message.splitlines()
+    assert len(lines) <= 10
+    assert "18 missing" in lines[0]  # two of the twenty are counters of batch norms
+    assert "Likely cause" in lines[1]
+    path = pathlib.Path(lines[-1].removeprefix("All names: "))
+    assert len(path.read_text().splitlines()) == 18
+    path.unlink()
 
 
 @pytest.mark.parametrize("old", [False, True])

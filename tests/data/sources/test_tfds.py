@@ -142,7 +142,7 @@ def change_info(folder, change):
                 folder, lambda text: json.dumps(json.loads(text) | {"fileFormat": "tfrecord"})
             ),
             ValueError,
-            r"got tfrecord, which has no random access\. Convert it .*docs/data.md",
+            r"got tfrecord, which has no random access\. Convert it .*guides/train-imagenet.md",
         ),
         (
             lambda folder: change_info(folder, lambda text: text[:100]),
