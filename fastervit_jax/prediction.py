@@ -2,10 +2,11 @@
 
 import dataclasses
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
-from fastervit_jax.data.images import IMAGE_SUFFIXES, DamagedImageError, EvalTransform
+from fastervit_jax.data.images import (
+    IMAGE_SUFFIXES,
+    DamagedImageError,
+    Decoding,
+    EvalTransform,
+    describe_seen,
+    take_seen,
+)
 from fastervit_jax.data.preprocessing import normalize
 from fastervit_jax.models import FasterViT
 
@@ -49,6 +57,8 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     show_progress: bool = False,
+    transparency: Literal["drop", "white", "black"] = "drop",
+    exif: Literal["ignore", "apply"] = "apply",
 ) -> list[Prediction]:
     """Classifies images with the model's own preprocessing and class names.
 
@@ -60,6 +70,9 @@ def predict(
         top: number of classes per image.
         batch_size: number of images per batch.
         show_progress: show a progress bar, on a terminal.
+        transparency: what becomes of transparent pixels (`fastervit_jax.data.Decoding`).
+        exif: "apply" turns photographs upright, according to their EXIF orientation. "ignore"
+            classifies them as they are stored, as evaluation does by default.
 
     Returns:
         One prediction per image, in order; the images of a folder are sorted by path.
@@ -73,7 +86,9 @@ def predict(
     if not items:
         raise ValueError("Invalid images: expected at least one, got none.")
     names = class_names(model)
-    transform = _transform(model)
+    decoding = Decoding(transparency, exif)
+    transform = dataclasses.replace(_transform(model), decoding=decoding)
+    take_seen()
     batch_size = min(batch_size, len(items))
 
     predictions: list[Prediction] = []
@@ -92,6 +107,8 @@ def predict(
                 else:
                     predictions.append(_prediction(name, next(probabilities), names, top))
             bar.update(len(chunk))
+    for sentence in describe_seen(take_seen(), decoding):
+        warnings.warn(sentence, stacklevel=2)
     return predictions
 
 

@@ -11,7 +11,13 @@ import numpy as np
 from PIL import Image
 
 from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
-from fastervit_jax.data.images import Resolution, decode_rgb, height_and_width
+from fastervit_jax.data.images import (
+    AS_THE_REFERENCE,
+    Decoding,
+    Resolution,
+    decode_rgb,
+    height_and_width,
+)
 
 _FILTERS = {
     "bilinear": (Image.Resampling.BILINEAR,),
@@ -77,6 +83,7 @@ class TrainTransform:
         flip: probability of a horizontal flip.
         rand_augment: a RandAugment string as in timm, such as "rand-m9-mstd0.5-inc1". An empty
             string disables RandAugment.
+        decoding: what becomes of transparency and of the EXIF orientation.
     """
 
     resolution: Resolution
@@ -85,6 +92,7 @@ class TrainTransform:
     interpolation: str = "random"
     flip: float = 0.5
     rand_augment: str = ""
+    decoding: Decoding = AS_THE_REFERENCE
 
     def __post_init__(self):
         height_and_width(self.resolution)
@@ -110,7 +118,7 @@ class TrainTransform:
         Raises:
             DamagedImageError: the bytes cannot be decoded (see `decode_rgb`).
         """
-        return np.asarray(self.distort(decode_rgb(encoded), rng))
+        return np.asarray(self.distort(decode_rgb(encoded, self.decoding), rng))
 
     def distort(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Applies the transform to a decoded RGB image of any size."""

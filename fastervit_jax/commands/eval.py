@@ -12,7 +12,12 @@ from typing import cast
 import jax
 from absl import flags
 
-from fastervit_jax.commands.flags import define_host_flags, define_model_flags, print_result
+from fastervit_jax.commands.flags import (
+    define_decoding_flags,
+    define_host_flags,
+    define_model_flags,
+    print_result,
+)
 from fastervit_jax.data.paths import write_whole
 from fastervit_jax.data.preprocessing import CropMode
 from fastervit_jax.evaluation.report import check_report_directory, write_report
@@ -52,6 +57,7 @@ def command() -> Callable[[list[str]], None]:
     crop_fraction = flags.DEFINE_float(
         "crop_fraction", None, "Default: that of the benchmark or the model."
     )
+    transparency, exif = define_decoding_flags(exif=None)
     batch_size = flags.DEFINE_integer("batch_size", 128, "Images per batch.", lower_bound=1)
     num_workers = flags.DEFINE_integer(
         "num_workers", 0, "Number of processes that decode images.", lower_bound=0
@@ -91,6 +97,8 @@ def command() -> Callable[[list[str]], None]:
             num_workers=num_workers.value,
             crop_mode=cast(CropMode | None, crop_mode.value),
             crop_fraction=crop_fraction.value,
+            transparency=transparency.value,
+            exif=exif.value,
             deploy=deploy.value,
             say=_say,
         )

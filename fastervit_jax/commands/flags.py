@@ -159,6 +159,32 @@ def define_weights_flags() -> Callable[[], FasterViT]:
     return open_model
 
 
+def define_decoding_flags(*, exif: str | None) -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines --transparency and --exif, and returns them.
+
+    Args:
+        exif: the default of --exif; None where it depends on the weights.
+    """
+    default = None if exif is None else "drop"
+    of_the_run = " Default: that of the run for a work directory, else {}." if exif is None else ""
+    return (
+        flags.DEFINE_enum(
+            "transparency",
+            default,
+            ["drop", "white", "black"],
+            "Transparent pixels: drop shows the color that they hide, as timm does; white and "
+            "black put the image on that background." + of_the_run.format("drop"),
+        ),
+        flags.DEFINE_enum(
+            "exif",
+            exif,
+            ["ignore", "apply"],
+            "EXIF orientation of photographs: ignore it, as timm does, or apply it, which turns "
+            "them upright." + of_the_run.format("ignore"),
+        ),
+    )
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
 

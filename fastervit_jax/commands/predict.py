@@ -14,7 +14,8 @@ from pathlib import Path
 
 from absl import flags
 
-from fastervit_jax.commands.flags import define_weights_flags
+from fastervit_jax.commands.flags import define_decoding_flags, define_weights_flags
+from fastervit_jax.data.images import Decoding, decode_rgb
 from fastervit_jax.prediction import Prediction, predict
 
 _MOST_DRAWN = 48
@@ -38,13 +39,12 @@ def as_json(predictions: Sequence[Prediction]) -> str:
     return json.dumps([dataclasses.asdict(one) for one in predictions], indent=1)
 
 
-def draw(predictions: Sequence[Prediction], path: str | Path) -> None:
+def draw(predictions: Sequence[Prediction], path: str | Path, decoding: Decoding) -> None:
     """Draws image files with their best classes below, the first 48 that could be read."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from PIL import Image
 
     shown = [one for one in predictions if one.error is None][:_MOST_DRAWN]
     if not shown:
@@ -62,8 +62,7 @@ def draw(predictions: Sequence[Prediction], path: str | Path) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, one in zip(axes.flat, shown, strict=False):
-        with Image.open(one.image) as image:
-            axis.imshow(image.convert("RGB"))
+        axis.imshow(decode_rgb(Path(one.image).read_bytes(), decoding))
         axis.set_title(Path(one.image).name, fontsize=8, color="grey")
         answers = zip(one.names[:lines], one.probabilities, strict=False)
         text = "\n".join(f"{probability:.0%}  {_short(name)}" for name, probability in answers)
@@ -83,6 +82,7 @@ def command() -> Callable[[list[str]], None]:
     open_model = define_weights_flags()
     top = flags.DEFINE_integer("top", 5, "Number of classes per image.", lower_bound=1)
     batch_size = flags.DEFINE_integer("batch_size", 32, "Images per batch.", lower_bound=1)
+    transparency, exif = define_decoding_flags(exif="apply")
     json_file = flags.DEFINE_string("json", None, "JSON file to write; - for standard output.")
     picture = flags.DEFINE_string("picture", None, "PNG file to draw images and answers to.")
 
@@ -91,7 +91,13 @@ def command() -> Callable[[list[str]], None]:
         if not images:
             raise ValueError("Missing images: fastervit predict IMAGE… --model=NAME")
         predictions = predict(
-            open_model(), images, top=top.value, batch_size=batch_size.value, show_progress=True
+            open_model(),
+            images,
+            top=top.value,
+            batch_size=batch_size.value,
+            show_progress=True,
+            transparency=transparency.value,
+            exif=exif.value,
         )
         if json_file.value == "-":
             print(as_json(predictions))
@@ -100,7 +106,7 @@ def command() -> Callable[[list[str]], None]:
         if json_file.value not in (None, "-"):
             Path(json_file.value).write_text(as_json(predictions) + "\n")
         if picture.value:
-            draw(predictions, picture.value)
+            draw(predictions, picture.value, Decoding(transparency.value, exif.value))
         unread = [one for one in predictions if one.error is not None]
         for one in unread:
             print(f"could not read {one.image}: {one.error}", file=sys.stderr)

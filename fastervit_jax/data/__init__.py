@@ -3,7 +3,7 @@
 Importing this package does not import TensorFlow, TFDS or Grain. They are imported on first use.
 """
 
-from fastervit_jax.data.images import DamagedImageError, EvalTransform, decode_eval
+from fastervit_jax.data.images import DamagedImageError, Decoding, EvalTransform, decode_eval
 from fastervit_jax.data.loader import (
     DamageReport,
     TooMuchDamageError,
@@ -19,6 +19,7 @@ from fastervit_jax.data.sources import Example, Source, check_same_classes, open
 __all__ = [
     "DamageReport",
     "DamagedImageError",
+    "Decoding",
     "EvalTransform",
     "Example",
     "Source",

@@ -4,16 +4,18 @@ Pillow decodes and resizes every image, so that the pixels equal the reference's
 
 - JPEG files are decoded at full size. JPEG's draft mode would change the pixels.
 - Images are resized with Pillow's antialiased filters and rounded to uint8.
-- The EXIF orientation is ignored, as in timm.
+- The EXIF orientation and transparency are ignored, as in timm, unless `Decoding` says otherwise.
 """
 
+import collections
 import io
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 CropMode = Literal["center", "squash"]
 Resolution = int | tuple[int, int]
@@ -44,6 +46,79 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES)
 _MAX_PIXELS = 178_956_970
 
 
+# `decode_rgb` counts large images, and whoever reads a set reports them (`describe_seen`).
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_LARGE = 89_478_485
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What becomes of parts of an image file that the reference ignores.
+
+    Attributes:
+        transparency: "drop" shows the color that transparent pixels hide, usually black, as timm
+            does. "white" and "black" put the image on that background.
+        exif: "ignore" shows a photograph as the sensor stored it, as timm does. "apply" turns it
+            upright, according to its EXIF orientation.
+    """
+
+    transparency: Literal["drop", "white", "black"] = "drop"
+    exif: Literal["ignore", "apply"] = "ignore"
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("transparency", ("drop", "white", "black")),
+            ("exif", ("ignore", "apply")),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"Invalid {name}: expected one of {', '.join(allowed)}, got {value!r}."
+                )
+
+
+AS_THE_REFERENCE = Decoding()
+
+_seen: collections.Counter[str] = collections.Counter()
+
+
+def take_seen() -> dict[str, int]:
+    """Returns how many special images this process has decoded since the last call.
+
+    The keys are "transparent", "turned" (with an EXIF orientation) and "large".
+    """
+    counts = dict(_seen)
+    _seen.clear()
+    return counts
+
+
+def describe_seen(counts: dict[str, int], decoding: "Decoding") -> list[str]:
+    """Returns one sentence for each kind of special image that was decoded.
+
+    Args:
+        counts: sums of `take_seen`.
+        decoding: how they were decoded.
+    """
+    sentences = {
+        "transparent": {
+            "drop": "{} image(s) have transparent pixels, whose hidden color is shown, as in timm. "
+            'transparency="white" puts them on white.',
+        }.get(
+            decoding.transparency,
+            f"{{}} image(s) have transparent pixels. They were put on {decoding.transparency}.",
+        ),
+        "turned": {
+            "ignore": "{} image(s) have an EXIF orientation, which is ignored, as in timm. They "
+            'may lie on their side. exif="apply" turns them upright.',
+            "apply": "{} image(s) were turned according to their EXIF orientation.",
+        }[decoding.exif],
+        "large": f"{{}} image(s) have more than {_LARGE:,} pixels. They are decoded in full. "
+        f"Images with more than {_MAX_PIXELS:,} pixels count as damaged.",
+    }
+    return [sentences[kind].format(count) for kind, count in counts.items() if count]
+
+
 class DamagedImageError(ValueError):
     """The bytes cannot be decoded to an image.
 
@@ -66,11 +141,12 @@ def height_and_width(resolution: Resolution) -> tuple[int, int]:
     return sides
 
 
-def decode_rgb(encoded: bytes) -> Image.Image:
+def decode_rgb(encoded: bytes, decoding: Decoding = AS_THE_REFERENCE) -> Image.Image:
     """Decodes bytes to an RGB image at the image's own size.
 
-    Pillow's `convert` turns gray, CMYK and palette images into RGB, and drops the alpha channel.
-    Gray images of 9 to 16 bits are scaled to 8 bits, because `convert` would clip them.
+    Pillow's `convert` turns gray, CMYK and palette images into RGB. `decoding` says what becomes of
+    transparency and of the EXIF orientation. Gray images of 9 to 16 bits are scaled to 8 bits,
+    because `convert` would clip them.
 
     Raises:
         DamagedImageError: the bytes are empty, truncated or not an image; the image has more than
@@ -80,8 +156,14 @@ def decode_rgb(encoded: bytes) -> Image.Image:
         raise DamagedImageError("the file is empty")
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
-        if image.mode == "RGB":
-            image.load()
+        if image.width * image.height > _LARGE:
+            _seen["large"] += 1
+        image.load()
+        if _orientation(image) != 1:
+            _seen["turned"] += 1
+            if decoding.exif == "apply":
+                image = ImageOps.exif_transpose(image)
+        if image.mode == "RGB" and "transparency" not in image.info:
             return image
         if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
             image = _with_8_bits(image)
@@ -91,6 +173,8 @@ def decode_rgb(encoded: bytes) -> Image.Image:
                 f"its pixels are {kind}, whose range is not known. Scale them to 0 to 255 and save "
                 "the image with 8 bits per channel"
             )
+        if image.has_transparency_data:
+            return _without_transparency(image, decoding.transparency)
         return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise DamagedImageError(f"not an image in {', '.join(_FORMATS)} format") from error
@@ -101,6 +185,30 @@ def decode_rgb(encoded: bytes) -> Image.Image:
     except Exception as error:
         reason = " ".join(str(error).split()) or "Pillow reported no reason"
         raise DamagedImageError(f"{type(error).__name__}: {reason}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation: 1 for an upright image, or where there is none."""
+    if image.format == "TIFF":  # Pillow turns these upright by itself
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken EXIF data, which nobody asked for
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _without_transparency(image: Image.Image, background: str) -> Image.Image:
+    """Puts an image with transparent pixels on a background, or drops the transparency."""
+    with_alpha = image.convert("RGBA")
+    if with_alpha.getchannel("A").getextrema()[0] == 255:
+        return image.convert("RGB")
+    _seen["transparent"] += 1
+    if background == "drop":
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, background)
+    canvas.alpha_composite(with_alpha)
+    return canvas.convert("RGB")
 
 
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
@@ -170,11 +278,13 @@ class EvalTransform:
         crop_fraction: size of the crop divided by the size of the resized image, in (0, 1].
         crop_mode: "center" keeps the aspect ratio and crops the center. "squash" resizes both
             sides without keeping the aspect ratio, then crops.
+        decoding: what becomes of transparency and of the EXIF orientation.
     """
 
     resolution: Resolution
     crop_fraction: float
     crop_mode: CropMode
+    decoding: Decoding = AS_THE_REFERENCE
 
     def __post_init__(self):
         height_and_width(self.resolution)
@@ -198,7 +308,7 @@ class EvalTransform:
             math.floor(height / self.crop_fraction),
             math.floor(width / self.crop_fraction),
         )
-        image = decode_rgb(encoded)
+        image = decode_rgb(encoded, self.decoding)
         if self.crop_mode == "squash":
             image = _resize(image, *target, Image.Resampling.BICUBIC)
         else:

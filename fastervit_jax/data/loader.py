@@ -5,7 +5,7 @@ loader's only state. To resume, create a new loader with another `start_step`. T
 and the number of workers and hosts may change.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -13,7 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from absl import logging
 
-from fastervit_jax.data.images import DamagedImageError, EvalTransform, height_and_width
+from fastervit_jax.data.images import (
+    AS_THE_REFERENCE,
+    DamagedImageError,
+    Decoding,
+    EvalTransform,
+    describe_seen,
+    height_and_width,
+    take_seen,
+)
 from fastervit_jax.data.order import (
     check_seed,
     example_index,
@@ -98,6 +106,76 @@ class DamageReport:
             )
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """Adds to what `make` returns the special images that it decoded (`images.take_seen`)."""
+
+    make: Callable[[int], Any]
+
+    def __call__(self, step: int) -> tuple[Any, dict[str, int]]:
+        return self.make(step), take_seen()
+
+
+class ReportedSteps(Iterator[Any]):
+    """The values of `make(start) … make(stop − 1)`, with one warning about special images.
+
+    The warning says how many images are transparent, turned or very large. It comes after
+    `report_after` steps, or at the end.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        start: int,
+        stop: int,
+        num_workers: int,
+        *,
+        decoding: Decoding,
+        report_after: int | None = None,
+    ):
+        """Prepares the iteration (see `StepIterator`)."""
+        self._steps = StepIterator(_Counted(make), start, stop, num_workers)
+        self._counts: Counter[str] = Counter()
+        self._decoding = decoding
+        self._left = report_after
+        self._reported = False
+
+    def __next__(self) -> Any:
+        try:
+            value, seen = next(self._steps)
+        except StopIteration:
+            self._report()
+            raise
+        self._counts.update(seen)
+        if self._left is not None:
+            self._left -= 1
+            if not self._left:
+                self._report()
+        return value
+
+    def close(self) -> None:
+        """Stops the workers and ends the iteration."""
+        self._steps.close()
+        self._report()
+
+    def __enter__(self) -> "ReportedSteps":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def _report(self) -> None:
+        if not self._reported:
+            for sentence in describe_seen(self._counts, self._decoding):
+                logging.warning("%s", sentence)
+        self._reported = True
+
+
+def _decoding_of(transform: Any) -> Decoding:
+    inner = getattr(transform, "transform", transform)
+    return getattr(inner, "decoding", AS_THE_REFERENCE)
+
+
 class TrainLoader(Iterator[Batch]):
     """Iterator over the training batches of one host. `train_batches` creates it.
 
@@ -105,7 +183,7 @@ class TrainLoader(Iterator[Batch]):
         damage: how many images could not be decoded so far, and which ones.
     """
 
-    def __init__(self, steps: StepIterator, damage: DamageReport):
+    def __init__(self, steps: ReportedSteps, damage: DamageReport):
         """Wraps the iterator over `(batch, damaged)` pairs."""
         self._steps = steps
         self.damage = damage
@@ -206,7 +284,15 @@ def example_batches(
         host_count=host_count,
         shared=num_workers > 0,
     )
-    return TrainLoader(StepIterator(make, start_step, num_steps, num_workers), damage)
+    steps = ReportedSteps(
+        make,
+        start_step,
+        num_steps,
+        num_workers,
+        decoding=_decoding_of(transform),
+        report_after=steps_per_epoch(len(source), batch_size),
+    )
+    return TrainLoader(steps, damage)
 
 
 def eval_batches(
@@ -217,7 +303,7 @@ def eval_batches(
     num_workers: int = 0,
     host_index: int = 0,
     host_count: int = 1,
-) -> StepIterator:
+) -> ReportedSteps:
     """Returns this host's part of all images, in the order of the source.
 
     All batches have the same shape, on every host.
@@ -249,7 +335,8 @@ def eval_batches(
         host_count=host_count,
         shared=num_workers > 0,
     )
-    return StepIterator(make, 0, -(-len(source) // batch_size), num_workers)
+    stop = -(-len(source) // batch_size)
+    return ReportedSteps(make, 0, stop, num_workers, decoding=transform.decoding)
 
 
 def prefetch_to_device(

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from fastervit_jax.data import EvalTransform, Source, eval_batches
+from fastervit_jax.data import Decoding, EvalTransform, Source, eval_batches
 from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, CropMode
 from fastervit_jax.data.sources import describe_classes
 from fastervit_jax.data.sources.digits import default_root
@@ -39,6 +39,10 @@ class EvaluationOptions:
         crop_mode: "center" or "squash". None means the crop mode of the benchmark or the network.
         crop_fraction: size of the crop divided by the size of the resized image. None means the
             fraction of the benchmark or the network.
+        transparency: what becomes of transparent pixels (`data.Decoding`). None means as in the run
+            for a work directory, otherwise "drop".
+        exif: what becomes of the EXIF orientation. None means as in the run for a work directory,
+            otherwise "ignore".
         deploy: whether to evaluate the deployed network (`model.deploy()`).
         say: function that shows one line of text to the user. None shows nothing and no progress
             bar.
@@ -48,6 +52,8 @@ class EvaluationOptions:
     num_workers: int = 0
     crop_mode: CropMode | None = None
     crop_fraction: float | None = None
+    transparency: Literal["drop", "white", "black"] | None = None
+    exif: Literal["ignore", "apply"] | None = None
     deploy: bool = False
     say: Callable[[str], None] | None = None
 
@@ -87,6 +93,11 @@ def evaluate_weights(
     if opened.kind == "workdir":
         run = load_config(weights)
         dtype = dtype or run.model.dtype
+        options = dataclasses.replace(
+            options,
+            transparency=options.transparency or run.data.transparency,
+            exif=options.exif or run.data.exif,
+        )
         if dataset is None:
             dataset, data_dir = run.data.validation, data_dir or _readable(run.data)
     elif dataset is None:
@@ -158,7 +169,10 @@ def evaluate_set(
     mode, fraction = evaluation_set.crop or (own.crop_mode, own.crop_fraction)
     if options.crop_fraction is not None:
         fraction = options.crop_fraction
-    transform = EvalTransform(model.config.resolution, fraction, options.crop_mode or mode)
+    decoding = Decoding(options.transparency or "drop", options.exif or "ignore")
+    transform = EvalTransform(
+        model.config.resolution, fraction, options.crop_mode or mode, decoding
+    )
     if options.say:
         options.say(
             f"{evaluation_set.title}: {describe_classes(evaluation_set.source.class_names)}"

@@ -71,6 +71,8 @@ def default_config() -> ml_collections.ConfigDict:
             "validation": "tfds:imagenet2012@validation",  # validation set
             "data_dir": optional(str),  # directory of prepared TFDS sets; None: TFDS's default
             "num_workers": 16,  # decoding processes per host; 0: a thread of the trainer
+            "transparency": "drop",  # transparent pixels: drop (as timm), white or black
+            "exif": "ignore",  # EXIF orientation of photographs: ignore (as timm) or apply
             # Damaged images that a run replaces, as a share of the images drawn. Above it the run
             # stops.
             "max_damaged_share": 0.001,
@@ -260,6 +262,8 @@ def check_config(
     for key, choices in (
         ("model.dtype", ("float32", "bfloat16")),
         ("crop.interpolation", ("bilinear", "bicubic", "random")),
+        ("data.transparency", ("drop", "white", "black")),
+        ("data.exif", ("ignore", "apply")),
         ("optimizer.name", ("adamw", "lamb", "sgd")),
         ("evaluation.crop_mode", ("center", "squash")),
         ("optimizer.schedule", ("cosine", "poly")),

@@ -15,6 +15,7 @@ from fastervit_jax.augmentation.device import AugmentationSettings, augment
 from fastervit_jax.augmentation.host import TrainTransform
 from fastervit_jax.augmentation.rand_augment import RandAugment, parse_rand_augment
 from fastervit_jax.data import (
+    Decoding,
     EvalTransform,
     Source,
     TrainLoader,
@@ -204,9 +205,15 @@ def train_transform(config: ml_collections.ConfigDict) -> TrainTransform:
             interpolation=config.crop.interpolation,
             flip=config.flip if on_host else 0.0,
             rand_augment=config.rand_augment if on_host else "",
+            decoding=decoding(config),
         )
     except ValueError as error:
         raise ValueError(f"config.rand_augment={config.rand_augment!r}: {error}") from None
+
+
+def decoding(config: ml_collections.ConfigDict) -> Decoding:
+    """What becomes of transparency and of the EXIF orientation of a run's images."""
+    return Decoding(config.data.transparency, config.data.exif)
 
 
 def _rand_augment(config: ml_collections.ConfigDict) -> RandAugment | None:
@@ -244,6 +251,7 @@ def _validation_batches(config: ml_collections.ConfigDict, source: Source):
         model_config(config).resolution,
         config.evaluation.crop_fraction,
         config.evaluation.crop_mode,
+        decoding(config),
     )
     return eval_batches(
         source,
