@@ -16,7 +16,7 @@ def full_precision(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _normal(deviation: float):
+def normal(deviation: float):
     """An initializer: normal with mean 0."""
     return _initializer(
         lambda generator, shape: deviation * generator.standard_normal(shape, np.float32),
@@ -60,7 +60,7 @@ def _constant(value: float):
     return initializer
 
 
-_zeros, _ones = _constant(0), _constant(1)
+zeros, _ones = _constant(0), _constant(1)
 
 
 class Linear(nnx.Linear):
@@ -83,8 +83,8 @@ def linear(
         in_features,
         out_features,
         use_bias=use_bias,
-        kernel_init=_normal(0.02),
-        bias_init=_zeros,
+        kernel_init=normal(0.02),
+        bias_init=zeros,
         dtype=dtype,
         rngs=rngs,
     )
@@ -181,7 +181,7 @@ def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.L
         use_fast_variance=one_pass_variance(dtype),
         promote_dtype=_only_the_input,
         scale_init=_ones,
-        bias_init=_zeros,
+        bias_init=zeros,
         dtype=dtype,
         rngs=rngs,
     )
@@ -216,7 +216,7 @@ class BatchNorm(nnx.BatchNorm):
             momentum=0.9,
             epsilon=epsilon,
             scale_init=_ones,
-            bias_init=_zeros,
+            bias_init=zeros,
             dtype=dtype,
             rngs=rngs,
         )
