@@ -43,10 +43,13 @@ class TorchStep:
         self.place = "cuda" if torch.cuda.is_available() else "cpu"
         device = "gpu" if self.place == "cuda" else "cpu"
         self.model = networks.official(name, device).train()
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY)
-        self.average = torch.optim.swa_utils.AveragedModel(
-            self.model, multi_avg_fn=average, use_buffers=True
-        )
+        # Parameters and running statistics. The other buffers are positions that are computed anew.
+        self.averaged = [
+            tensor
+            for key, tensor in self.model.state_dict(keep_vars=True).items()
+            if isinstance(tensor, torch.nn.Parameter) or "running" in key
+        ]
+        self.averages = [tensor.detach().clone() for tensor in self.averaged]
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -73,13 +76,14 @@ class TorchStep:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.average.update_parameters(self.model)
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.averaged, 1 - DECAY)
 
 
 class OurStep:
     """A step of ours on one device; the state goes from step to step, as in training."""
 
-    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, dtype: str):
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, dtype: str, options=None):
         theirs = networks.official(name, "cpu")
         model: FasterViT = networks.ours(name, theirs, dtype=dtype)
         model.set_attributes(group_size=len(images))
@@ -106,7 +110,7 @@ class OurStep:
         shapes = abstract_state(model, optimizer, mesh)
         step = make_train_step(PureModel(model), optimizer, settings, mesh)
         self.batch = place_batch({"image": images, "label": labels}, mesh)
-        self.step = compile_train_step(step, shapes, mesh)
+        self.step = compile_train_step(step, shapes, mesh, options)
 
     def run(self, calls: int) -> None:
         for _ in range(calls):

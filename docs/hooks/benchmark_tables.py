@@ -236,7 +236,65 @@ def saving() -> str:
     )
 
 
+def _gpu(worker: str) -> list[dict]:
+    """Rows of the workers of `benchmarks/gpu.py` whose name begins like this."""
+    records = json.loads((RESULTS / "gpu_h100.json").read_text())
+    return [
+        row for record in records if record["worker"].startswith(worker) for row in record["rows"]
+    ]
+
+
+def _fastest(rows: list[dict]) -> dict | None:
+    return min(rows, key=lambda row: row["ms"], default=None)
+
+
+def gpu_inference() -> str:
+    """Images per second of a forward pass of 128 images on an H100."""
+    records = json.loads((RESULTS / "gpu_h100.json").read_text())
+    peak = max(record["ceilings"]["product_tflop_s"] for record in records if "ceilings" in record)
+    ours, theirs = ([row for row in _gpu(who) if row["batch"] == 128] for who in ("ours", "theirs"))
+    lines = []
+    for number in sorted({row["model"] for row in ours}):
+        mine = [row for row in ours if row["model"] == number and "step" not in row["name"]]
+        official = [row for row in theirs if row["model"] == number and "step" not in row["name"]]
+        best, compiled = _fastest(mine), _fastest(official)
+        eager = _fastest([row for row in official if row["how"] == "eager"])
+        assert best is not None and compiled is not None
+        share = best["images_per_second"] * best["gflop_per_image"] / 1e3 / peak
+        lines.append(
+            [
+                f"`faster_vit_{number}_224`",
+                f"{best['images_per_second']:,.0f}",
+                f"{best['ms']:.2f}",
+                "–" if eager is None else _ratio(eager["ms"] / best["ms"]),
+                _ratio(compiled["ms"] / best["ms"]),
+                f"{share:.0%}",
+            ]
+        )
+    columns = ["model", "images/s", "ms", "ours / eager", "ours / compiled", "share of peak"]
+    return _table(columns, lines)
+
+
+def gpu_step() -> str:
+    """Images per second of a training step of 128 images on an H100."""
+    ours = _gpu("ours_step")
+    theirs = _gpu("theirs_step")
+    lines = []
+    for number in sorted({row["model"] for row in ours}):
+        best = _fastest([row for row in ours if row["model"] == number])
+        assert best is not None
+        ratios = []
+        for how in ("eager", "compiled"):
+            other = _fastest([r for r in theirs if r["model"] == number and r["how"] == how])
+            ratios.append("–" if other is None else _ratio(other["ms"] / best["ms"]))
+        name, rate = f"`faster_vit_{number}_224`", f"{best['images_per_second']:,.0f}"
+        lines.append([name, rate, f"{best['ms']:.1f}", *ratios])
+    return _table(["model", "images/s", "ms", "ours / eager", "ours / compiled"], lines)
+
+
 TABLES = {
+    "gpu_inference": gpu_inference,
+    "gpu_step": gpu_step,
     "inference_cpu": inference_cpu,
     "training_step_cpu": training_step_cpu,
     "tpu_forward": tpu_forward,

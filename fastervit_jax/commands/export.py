@@ -31,7 +31,7 @@ from flax import nnx
 
 from fastervit_jax.commands.flags import define_weights_flags
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.layouts import traced_for
+from fastervit_jax.models.layouts import traced_for, without_kernels
 from fastervit_jax.prediction import class_names
 
 TOLERANCE = 1e-4
@@ -106,10 +106,11 @@ def _write_stablehlo(
     from jax import export
 
     (batch,) = export.symbolic_shape("batch")
-    program = export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(
-        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in weights],
-        jax.ShapeDtypeStruct((batch, *shape), jnp.float32),
-    )
+    with without_kernels():
+        program = export.export(jax.jit(function), platforms=("cpu", "cuda", "tpu"))(
+            [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in weights],
+            jax.ShapeDtypeStruct((batch, *shape), jnp.float32),
+        )
     (directory / "program.stablehlo").write_bytes(program.serialize())
     width = len(str(len(weights)))
     arrays: dict[str, Any] = {

@@ -29,6 +29,8 @@ class Constant(nnx.Variable):
 class Identity(nnx.Module):
     """Takes the place of a layer that was folded into another one."""
 
+    active = False
+
     def __call__(self, x: jax.Array, **_) -> jax.Array:
         return x
 
@@ -134,10 +136,16 @@ def _compute_positions(stage: AttentionStage) -> None:
 
 
 def _make_constant(model: FasterViT) -> None:
-    """Turns every array into a constant, and every dropout into nothing."""
+    """Turns every array into a constant, and every dropout into nothing.
+
+    Kernels get the type of the computation, which a call would convert them to.
+    """
     for _, module in nnx.iter_modules(model):
         for name, value in list(vars(module).items()):
             if isinstance(value, Dropout | DropPath):
                 setattr(module, name, Identity())
             elif isinstance(value, nnx.Variable):
-                setattr(module, name, Constant(value[...]))
+                array = value[...]
+                if name == "kernel" and isinstance(module, nnx.Linear | nnx.Conv):
+                    array = array.astype(module.dtype)
+                setattr(module, name, Constant(array))

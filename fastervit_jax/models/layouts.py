@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
+from fastervit_jax.models import attention_kernel
+
 _fixed: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_kernels: contextvars.ContextVar[bool] = contextvars.ContextVar("kernels", default=True)
 
 
 @contextlib.contextmanager
@@ -28,6 +31,16 @@ def traced_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _fixed.reset(token)
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Functions traced in this block are computed by XLA alone, as exported programs must be."""
+    token = _kernels.set(False)
+    try:
+        yield
+    finally:
+        _kernels.reset(token)
 
 
 def by_platform(*args, default: Callable, **branches: Callable):
@@ -58,7 +71,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array
         out = jnp.dot(x.reshape(-1, x.shape[-1]), kernel)
         return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
-    out = by_platform(x, kernel, cpu=rows, default=jnp.dot)
+    out = by_platform(x, kernel, cpu=rows, cuda=rows, default=jnp.dot)
     return out if bias is None else out + bias
 
 
@@ -92,6 +105,38 @@ def split_heads(
         return tuple(out.swapaxes(2, 3) for out in parts)
 
     return by_platform(x, kernel, tpu=tokens_last, default=one_product)
+
+
+def attend(
+    formula: Callable,
+    x: jax.Array,
+    qkv: tuple[jax.Array, jax.Array | None],
+    position_bias: jax.Array,
+    heads: int,
+    scale: float,
+) -> jax.Array:
+    """The values of all heads, [N, heads, T, d]: by `formula`, or on GPUs by a kernel.
+
+    Args:
+        formula: (x, qkv, position_bias) → values.
+        x: [N, T, C].
+        qkv: kernel and bias of the linear layer that makes queries, keys and values.
+        position_bias: [heads, T, T], added to the logits.
+        heads: number of heads.
+        scale: what the products of queries and keys are multiplied by.
+    """
+    n, tokens, _ = x.shape
+    channels = qkv[0].shape[1] // 3 // heads
+    if not _kernels.get() or not attention_kernel.supports(tokens, channels, x.dtype):
+        return formula(x, qkv, position_bias)
+
+    def by_kernel(x, qkv, position_bias):
+        parts = linear(x, *qkv).reshape(n, tokens, 3, heads, channels)
+        bias = position_bias.astype(jnp.float32)
+        values = attention_kernel.window_attention(parts, bias, scale)
+        return values.astype(position_bias.dtype).swapaxes(1, 2)
+
+    return by_platform(x, qkv, position_bias, cuda=by_kernel, default=formula)
 
 
 def merge_heads(values: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -15,7 +15,7 @@ from fastervit_jax.models.layers import (
     layer_norm,
     linear,
 )
-from fastervit_jax.models.layouts import merge_heads, split_heads
+from fastervit_jax.models.layouts import attend, merge_heads, split_heads
 from fastervit_jax.models.position import RelativePositionBias
 
 
@@ -39,13 +39,19 @@ class Attention(nnx.Module):
     @jax.named_scope("attention")
     def __call__(self, x: jax.Array, side: int, rngs: nnx.Rngs | None = None) -> jax.Array:
         einsum = functools.partial(jnp.einsum, preferred_element_type=full_precision(self.dtype))
-        # [N, heads, T, d] each
-        q, k, v = split_heads(x.astype(self.dtype), *self.qkv.arrays(), self.heads)
-        logits = einsum("nhqd,nhkd->nhqk", q, k) * self.scale
-        logits = logits + self.position_bias(x.shape[1], side)
-        weights, total = unnormalized_softmax(logits)
-        weights = self.weights_dropout(weights, rngs=rngs).astype(self.dtype)
-        values = einsum("nhqk,nhkd->nhqd", weights, v) / total
+
+        def formula(x, qkv, bias):
+            q, k, v = split_heads(x, *qkv, self.heads)  # [N, heads, T, d] each
+            logits = einsum("nhqd,nhkd->nhqk", q, k) * self.scale + bias
+            weights, total = unnormalized_softmax(logits)
+            weights = self.weights_dropout(weights, rngs=rngs).astype(self.dtype)
+            return einsum("nhqk,nhkd->nhqd", weights, v) / total
+
+        inputs = x.astype(self.dtype), self.qkv.arrays(), self.position_bias(x.shape[1], side)
+        if self.weights_dropout.active:
+            values = formula(*inputs)
+        else:
+            values = attend(formula, *inputs, self.heads, self.scale)
         x = merge_heads(values.astype(self.dtype), *self.projection.arrays())
         return self.projection_dropout(x, rngs=rngs)
 

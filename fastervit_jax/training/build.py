@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from fastervit_jax.models.pure_model import PureModel, arrays_of
+from fastervit_jax.parallel.compiler import compiler_options
 from fastervit_jax.parallel.partition import gather_in_loops
 from fastervit_jax.runs.config import batch_norm_group, model_config
 from fastervit_jax.runs.state import TrainState, abstract_state, place_state
@@ -72,7 +73,10 @@ def train_step(
         objective=task.objective(config, epoch_steps=epoch_steps, mixing_group=mixing_group),
     )
     step = make_train_step(program.model, program.optimizer, settings, mesh)
-    return compile_train_step(step, program.state, mesh)
+    options = compiler_options(mesh)
+    if options and jax.process_index() == 0:
+        print(f"Compiler options (change them by XLA_FLAGS): {options}", flush=True)
+    return compile_train_step(step, program.state, mesh, options)
 
 
 def initial_state(

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fastervit_jax.models.pure_model import Arrays, PureModel
+from fastervit_jax.parallel.compiler import compiler_options
 from fastervit_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from fastervit_jax.parallel.partition import GatheredModel
 from fastervit_jax.runs.state import TrainState
@@ -125,13 +126,20 @@ def _in_parts(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
     )
 
 
-def compile_train_step(train_step, state_shapes: TrainState, mesh: Mesh):
+def compile_train_step(
+    train_step,
+    state_shapes: TrainState,
+    mesh: Mesh,
+    options: dict[str, bool | str] | None = None,
+):
     """Jits a step for a mesh: state and batch stay where they are, the old state is reused.
 
     Args:
         train_step: of `make_train_step`.
         state_shapes: of `state.abstract_state`.
         mesh: the mesh.
+        options: options of the compiler. Default: what pays on the mesh's platform
+            (`parallel.compiler`).
     """
     state_places = jax.tree.map(lambda leaf: leaf.sharding, state_shapes)
     return jax.jit(
@@ -139,4 +147,5 @@ def compile_train_step(train_step, state_shapes: TrainState, mesh: Mesh):
         in_shardings=(state_places, batch_sharding(mesh)),
         out_shardings=(state_places, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh) if options is None else options,
     )

@@ -126,8 +126,8 @@ class _Differences:
         self._config = config
         self._offered = offered
         self._head = "num_classes" in requested and any(
-            offered.get(name) != shape
-            for name, shape in wanted.items()
+            offered.get(name) != wanted.get(name)
+            for name in {**wanted, **offered}
             if role(name, config) == "head" and name.endswith(("weight", "kernel"))
         )
         self._carriers = "hat" in requested

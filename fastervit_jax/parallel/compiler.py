@@ -1,0 +1,26 @@
+"""Options of the compiler that pay on a platform (measured: benchmarks/NOTES.md)."""
+
+import os
+
+from jax.sharding import Mesh
+
+GPU_OPTIONS: dict[str, bool | str] = {
+    # Products by cuBLASLt, which adds the bias and computes the GELU without a pass of its own.
+    "xla_gpu_enable_cublaslt": True,
+    "xla_gpu_enable_triton_gemm": False,
+    # CUDA graphs of everything but collectives: a step starts a thousand kernels.
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE,"
+    "DYNAMIC_SLICE_FUSION",
+}
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool | str]:
+    """What to give `jax.jit(…, compiler_options=…)` for the devices of a mesh.
+
+    An option that the environment variable `XLA_FLAGS` names is left to it.
+    """
+    platform = mesh.devices.flat[0].platform
+    if platform not in ("gpu", "cuda"):
+        return {}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in GPU_OPTIONS.items() if name not in flags}
