@@ -33,7 +33,7 @@ def state_to_torch(
 
     Returns:
         Tensors by official name: the weights in torch's layout and the derived buffers. A tensor
-        with several names (`names.copies`) is one tensor and is stored once. The position biases are
+        of several names (`names.copies`) is one tensor and is stored once. The position biases are
         those that the official model computes in a forward pass, because its `switch_to_deploy`
         needs them. `num_batches_tracked` is 0.
     """

@@ -1,6 +1,9 @@
 """Files with the official names, to our directories and back."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +11,12 @@ import numpy as np
 import pytest
 
 from fastervit_jax import create_model, save_model
-from fastervit_jax.commands import convert as command
 from fastervit_jax.detection.dino import FAMILY
 from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.weights.convert import convert_checkpoint, export_to_torch
 from fastervit_jax.weights.torch_buffers import SUFFIXES
 from tests.detection import golden_files
+from tests.small.run import ROOT
 
 torch = pytest.importorskip("torch")
 
@@ -175,25 +178,19 @@ def test_full_size(tmp_path):
     state = state_to_torch(drawn, model.config, FAMILY)
     path, directory, back = tmp_path / "dino.pth", tmp_path / "converted", tmp_path / "back.pth"
     torch.save({"model": state}, path)
-    _run(["", f"--model={NAME}", f"--checkpoint={path}", f"--output={directory}"])
+    _run([f"--model={NAME}", f"--checkpoint={path}", f"--output={directory}"])
     stored = json.loads((directory / "metadata.json").read_text())
     assert stored["model"] == NAME
     assert stored["arrays"].keys() == drawn.keys()
-    _run(["", f"--model={NAME}", f"--weights={directory}", f"--to_torch={back}"])
+    _run([f"--model={NAME}", f"--weights={directory}", f"--to_torch={back}"])
     again = torch.load(back, weights_only=True, mmap=True)["state_dict"]
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
 
 
 def _run(argv: list[str]) -> None:
-    from absl import flags
-
-    main = command.command()
-    flags.FLAGS(argv)
-    try:
-        main(argv)
-    finally:
-        flags.FLAGS.unparse_flags()
+    program = [sys.executable, ROOT / "convert_torch_weights.py", *argv]
+    subprocess.run(program, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
 
 
 def test_every_name_makes_a_network():
