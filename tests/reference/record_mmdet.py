@@ -45,9 +45,7 @@ def main(path: str) -> None:
     generator = np.random.default_rng(0)
     images = len(COUNTS)
     centers = [generator.uniform(0.2, 0.8, (n, 2)) for n in COUNTS]
-    boxes = [
-        np.concatenate([c, generator.uniform(0.05, 0.4, c.shape)], axis=1) for c in centers
-    ]
+    boxes = [np.concatenate([c, generator.uniform(0.05, 0.4, c.shape)], axis=1) for c in centers]
     labels = [generator.integers(0, CLASSES, n) for n in COUNTS]
     height, width = 120, 200
     scale = np.array([width, height, width, height])
@@ -115,9 +113,7 @@ def main(path: str) -> None:
         num_classes=CLASSES,
         embed_dims=32,
         sync_cls_avg_factor=True,
-        loss_cls=dict(
-            type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0
-        ),
+        loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
         loss_bbox=dict(type="L1Loss", loss_weight=5.0),
         loss_iou=dict(type="GIoULoss", loss_weight=2.0),
         train_cfg=dict(
