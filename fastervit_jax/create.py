@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fastervit_jax.detection import DINO
 from fastervit_jax.models import FasterViT, family_of
+from fastervit_jax.segmentation import UperNet
 from fastervit_jax.weights.directory import DamagedWeightsError
 from fastervit_jax.weights.loading import describe, load_model, open_weights
 
@@ -26,7 +28,7 @@ def create_model(
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs | None = None,
     **overrides: Any,
-) -> FasterViT:
+) -> FasterViT | UperNet | DINO:
     """Builds a FasterViT, ready for inference.
 
     With weights, an option that you leave out has the value it was saved with. An option that you

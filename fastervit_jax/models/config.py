@@ -47,6 +47,10 @@ class FasterViTConfig:
         resolution: height and width of the images, in pixels.
         any_res: whether maps are padded up to whole windows, so that height and width are free
             (the official `faster_vit_any_res`); otherwise images are square and windows tile them.
+        pad_all_stages: whether the convolution stages are padded to whole windows too, and the size
+            of the images is free at every call (the backbone of the official DINO); needs any_res.
+        position_by_tokens: whether position embeddings divide coordinates by half the number of a
+            window's tokens instead of half its side (the backbone of the official DINO).
         ct_size: side of a window's square of carrier tokens.
         mlp_ratio: hidden width of the MLPs over the width of the tokens.
         qkv_bias: whether queries, keys and values have a bias.
@@ -70,6 +74,8 @@ class FasterViTConfig:
     window_size: tuple[int, ...] = (7, 7, 7, 7)
     resolution: tuple[int, int] = (224, 224)
     any_res: bool = False
+    pad_all_stages: bool = False
+    position_by_tokens: bool = False
     ct_size: int = 2
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
@@ -185,8 +191,17 @@ def _check_options(config: FasterViTConfig) -> None:
 
     for flag in config.hat or ():
         _check_flag("hat", flag)
-    for name in ("any_res", "qkv_bias", "layer_norm_last", "do_propagation"):
+    for name in (
+        "any_res",
+        "pad_all_stages",
+        "position_by_tokens",
+        "qkv_bias",
+        "layer_norm_last",
+        "do_propagation",
+    ):
         _check_flag(name, getattr(config, name))
+    if config.pad_all_stages and not config.any_res:
+        raise ValueError("Invalid pad_all_stages=True: expected an any_res network, which pads.")
 
     _check_number("mlp_ratio", config.mlp_ratio)
     if int(config.mlp_ratio * config.dim) < 1:

@@ -56,6 +56,7 @@ class Family:
         module: (config, *, dtype, rngs) → the module, with new weights.
         torch_modules: regular expressions that turn our module names into those of a PyTorch file,
             in order; those of the backbone, below `backbone.`, are known (`weights.names`).
+        torch_backbone: beginning of the names of the backbone's tensors in a PyTorch file.
     """
 
     task: str
@@ -63,6 +64,7 @@ class Family:
     config: Callable[..., Any]
     module: Callable[..., Any]
     torch_modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    torch_backbone: str = "backbone."
 
     def abstract(self, config: Any, *, dtype=jnp.float32) -> Any:
         """A network with shapes in place of weights: for counting them, or filling them in.

@@ -80,10 +80,11 @@ class HierarchicalAttentionBlock(nnx.Module):
         # A layer, or None in a stage without carrier tokens.
         self.carrier_position: Any
         self.carrier_layer: Any
-        self.window_position = PositionEmbedding(width, dtype=dtype, rngs=rngs)
+        position = dict(by_tokens=config.position_by_tokens, dtype=dtype, rngs=rngs)
+        self.window_position = PositionEmbedding(width, **position)
         self.window_layer = TransformerLayer(config, width, heads, rate, dtype=dtype, rngs=rngs)
         self.carrier_position = (
-            PositionEmbedding(width, dtype=dtype, rngs=rngs)
+            PositionEmbedding(width, **position)
             if geometry.hierarchical and geometry.square
             else None
         )

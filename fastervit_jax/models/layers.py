@@ -16,7 +16,7 @@ def full_precision(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _normal(deviation: float):
+def normal(deviation: float):
     """An initializer: normal with mean 0."""
     return _initializer(
         lambda generator, shape: deviation * generator.standard_normal(shape, np.float32),
@@ -24,7 +24,7 @@ def _normal(deviation: float):
     )
 
 
-def _uniform(fan_in: int):
+def fan_in_uniform(fan_in: float):
     """An initializer: uniform within 1/√fan-in, torch's default for convolutions."""
     bound = 1 / math.sqrt(fan_in)
     return _initializer(
@@ -50,7 +50,7 @@ def _initializer(on_host, traced):
     return initializer
 
 
-def _constant(value: float):
+def constant(value: float):
     """An initializer: one value, made by NumPy as in `_initializer`."""
 
     def initializer(key, shape, dtype=jnp.float32):
@@ -60,7 +60,7 @@ def _constant(value: float):
     return initializer
 
 
-_zeros, _ones = _constant(0), _constant(1)
+zeros, _ones = constant(0), constant(1)
 
 
 class Linear(nnx.Linear):
@@ -83,8 +83,8 @@ def linear(
         in_features,
         out_features,
         use_bias=use_bias,
-        kernel_init=_normal(0.02),
-        bias_init=_zeros,
+        kernel_init=normal(0.02),
+        bias_init=zeros,
         dtype=dtype,
         rngs=rngs,
     )
@@ -103,7 +103,7 @@ def conv3x3(
 
     Initial weights and biases are uniform within 1/√fan-in, torch's default.
     """
-    uniform = _uniform(fan_in=9 * in_features)
+    uniform = fan_in_uniform(fan_in=9 * in_features)
     return nnx.Conv(
         in_features,
         out_features,
@@ -124,7 +124,7 @@ class DepthwiseConv3x3(nnx.Conv):
     bias: Any
 
     def __init__(self, features: int, *, dtype, rngs: nnx.Rngs):
-        uniform = _uniform(fan_in=9)
+        uniform = fan_in_uniform(fan_in=9)
         super().__init__(
             features,
             features,
@@ -189,7 +189,7 @@ def layer_norm(features: int, *, epsilon: float, dtype, rngs: nnx.Rngs) -> nnx.L
         use_fast_variance=one_pass_variance(dtype),
         promote_dtype=_only_the_input,
         scale_init=_ones,
-        bias_init=_zeros,
+        bias_init=zeros,
         dtype=dtype,
         rngs=rngs,
     )
@@ -224,7 +224,7 @@ class BatchNorm(nnx.BatchNorm):
             momentum=0.9,
             epsilon=epsilon,
             scale_init=_ones,
-            bias_init=_zeros,
+            bias_init=zeros,
             dtype=dtype,
             rngs=rngs,
         )
@@ -307,7 +307,7 @@ class DropPath(nnx.Module):
         rngs = _check_streams(rngs)
         keep = jnp.asarray(self.keep, full_precision(x.dtype))
         kept = jax.random.bernoulli(rngs.dropout(), keep, (len(x), *(1,) * (x.ndim - 1)))
-        return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
+        return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeroslike(x))
 
 
 def _check_streams(rngs: nnx.Rngs | None) -> nnx.Rngs:

@@ -33,15 +33,20 @@ class CoordinateNetwork(nnx.Module):
 
 
 class PositionEmbedding(nnx.Module):
-    """A position embedding for a square of tokens (the reference's `PosEmbMLPSwinv1D`)."""
+    """A position embedding for a square of tokens (the reference's `PosEmbMLPSwinv1D`).
 
-    def __init__(self, features: int, *, dtype, rngs: nnx.Rngs):
+    Attributes:
+        by_tokens: whether coordinates count from half the number of tokens instead of half the
+            side, and are divided by it: the `PosEmbMLPSwinv1D` of the official DINO.
+    """
+
+    def __init__(self, features: int, *, by_tokens: bool = False, dtype, rngs: nnx.Rngs):
+        self.by_tokens = by_tokens
         self.network = CoordinateNetwork(features, dtype=dtype, rngs=rngs)
 
-    @staticmethod
-    def coordinates(side: int) -> np.ndarray:
-        """Input of the network: (i − side//2) / (side//2) for rows and columns, [side², 2]."""
-        half = side // 2
+    def coordinates(self, side: int) -> np.ndarray:
+        """Input of the network: (i − half) / half for rows and columns, [side², 2]."""
+        half = (side**2 if self.by_tokens else side) // 2
         return (_coordinates(0, side - 1) - half) / half
 
     def __call__(self, side: int) -> jax.Array:

@@ -58,10 +58,15 @@ class PureModel:
         model.eval()
         self._inference = nnx.graphdef(model)
 
-    def infer(self, params: Arrays, statistics: Arrays, images: Any) -> Any:
-        """Outputs for normalized images, in inference mode: logits of a classifier."""
+    def infer(
+        self, params: Arrays, statistics: Arrays, images: Any, *, method: str = "__call__"
+    ) -> Any:
+        """Outputs for normalized images, in inference mode: logits of a classifier.
+
+        `method` names a method of the model to call instead of the model itself.
+        """
         model = nnx.merge(self._inference, unflatten(params), unflatten(statistics))
-        return model(images)
+        return getattr(model, method)(images)
 
     def train(
         self, params: Arrays, statistics: Arrays, images: Any, key: jax.Array

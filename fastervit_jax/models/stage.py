@@ -21,6 +21,7 @@ class ConvStage(nnx.Module):
     """Convolution blocks, one after the other: [N, H, W, C] → same.
 
     Attributes:
+        padding: the map is padded with zeros to a multiple of this, and cropped at the end.
         remat: in training, keep only the input of each block, and compute the rest again for the
             gradient: less memory, more work, the same result.
             `stage.set_attributes(remat=True)` sets it.
@@ -28,6 +29,7 @@ class ConvStage(nnx.Module):
 
     def __init__(self, config: FasterViTConfig, stage: int, *, dtype, rngs: nnx.Rngs):
         self.remat = False
+        self.padding = config.window_size[stage] if config.pad_all_stages else 1
         self.blocks = nnx.List(
             ConvBlock(config, stage, block, dtype=dtype, rngs=rngs)
             for block in range(config.depths[stage])
@@ -38,9 +40,11 @@ class ConvStage(nnx.Module):
             return block(x, rngs)
 
         run = nnx.remat(run) if self.remat else run
+        _, height, width, _ = x.shape
+        x = pad_to_windows(x, self.padding)
         for block in self.blocks:
             x = run(block, x, rngs)
-        return x
+        return x[:, :height, :width]
 
 
 class AttentionStage(nnx.Module):
@@ -64,6 +68,7 @@ class AttentionStage(nnx.Module):
         self.number = stage + 1
         self.window_size = config.window_size[stage]
         self.any_res = config.any_res
+        self.any_size = config.pad_all_stages
         self.resolution = config.resolution
         self.geometry = config.geometry(stage)
         self.carrier_tokenizer: Any = (
@@ -85,7 +90,9 @@ class AttentionStage(nnx.Module):
             x = pad_to_windows(x, self.window_size)
         grid = (x.shape[1] // self.window_size, x.shape[2] // self.window_size)
 
-        carriers = self.carrier_tokenizer(x) if self.geometry.hierarchical else None
+        # One window needs no carrier tokens (`FasterViTConfig.geometry`).
+        hierarchical = self.geometry.hierarchical and not (self.any_size and max(grid) == 1)
+        carriers = self.carrier_tokenizer(x) if hierarchical else None
         windows = map_to_windows(x, self.window_size)
 
         # One key per block, so that a loop over blocks draws what the blocks draw one by one.
@@ -126,7 +133,7 @@ class AttentionStage(nnx.Module):
                 f"windows of {window}×{window} do not tile. {remedy}"
             )
         grid = (-(-height // window), -(-width // window))
-        if self.geometry.hierarchical and grid != self.geometry.window_grid:
+        if not self.any_size and self.geometry.hierarchical and grid != self.geometry.window_grid:
             rows, columns = self.geometry.window_grid
             raise ValueError(
                 f"Invalid image size: stage {self.number} gets a map of {height}×{width}, that is "

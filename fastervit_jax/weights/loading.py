@@ -190,9 +190,11 @@ def load_model(
     shapes = {key: array.shape for part in arrays_of(model) for key, array in part.items()}
     theirs = {key: key for key in shapes}
     if weights.kind == "official":
-        theirs = {key: torch_name(key, family.torch_modules) for key in shapes}
+        theirs = {
+            key: torch_name(key, family.torch_modules, family.torch_backbone) for key in shapes
+        }
     wanted = {
-        theirs[key]: _torch_shape(shape) if weights.kind == "official" else shape
+        theirs[key]: _torch_shape(shape, key) if weights.kind == "official" else shape
         for key, shape in shapes.items()
     }
     offered = {key: tensor.shape for key, tensor in weights.tensors.items()}
@@ -202,7 +204,7 @@ def load_model(
     taken = set(matched.taken)
     names = [key for key in shapes if theirs[key] in taken]
     for key in tqdm(names, desc="reading", unit=" arrays", disable=None if progress else True):
-        filled[key] = _read(weights, theirs[key])
+        filled[key] = _read(weights, theirs[key], key)
     if matched.new:
         missing = [key for key in shapes if key not in filled]
         filled.update(_initial_weights(family, config, missing, rngs or nnx.Rngs(0)))
@@ -312,12 +314,14 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _torch_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
     """Returns the shape of an array after `to_torch_layout`."""
+    if name.endswith("embedding"):
+        return shape
     return tuple(shape[axis] for axis in (3, 2, 0, 1)) if len(shape) == 4 else shape[::-1]
 
 
-def _read(weights: Weights, name: str) -> jax.Array:
+def _read(weights: Weights, name: str, ours: str) -> jax.Array:
     tensor = weights.tensors[name]
     if "float" not in tensor.dtype:
         raise ValueError(
@@ -326,7 +330,7 @@ def _read(weights: Weights, name: str) -> jax.Array:
     array = tensor.read()
     check_finite(f"{weights.path}: {name}", array)
     if weights.kind == "official":
-        array = from_torch_layout(array)
+        array = from_torch_layout(array, ours)
     # Copy, because the file may be memory-mapped and JAX would keep a reference to it.
     return jnp.array(array, jnp.float32, copy=True)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from fastervit_jax.models import NetworkConfig
 from fastervit_jax.weights import torch_buffers
 from fastervit_jax.weights.mismatch_hints import likely_causes
-from fastervit_jax.weights.names import BACKBONE
+from fastervit_jax.weights.names import in_backbone
 from fastervit_jax.weights.tensors import joined
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -149,8 +149,8 @@ class _Differences:
         self._config = config
         self._offered = offered
         self._head = "num_classes" in requested and any(
-            offered.get(name) != shape
-            for name, shape in wanted.items()
+            offered.get(name) != wanted.get(name)
+            for name in {**wanted, **offered}
             if role(name, config) == "head" and name.endswith(("weight", "kernel"))
         )
         self._carriers = "hat" in requested
@@ -177,7 +177,7 @@ class _Differences:
             return False
         if self._carriers:
             return True
-        stage = int(name.removeprefix(BACKBONE).split(".")[1])
+        stage = int(in_backbone(name).split(".")[1])
         in_hat = backbone.hat is not None and backbone.hat[stage]
         # Carrier tokens without positions, or one window, which needs no carrier tokens.
         without_use = own == "carrier position" or not backbone.geometry(stage).hierarchical
@@ -191,7 +191,8 @@ def _check_buffers(
     statistics = (name for name in offered if name.endswith("running_mean"))
     known = {name.replace("running_mean", torch_buffers.COUNT) for name in statistics}
     resized, wrong = [], []
-    prefix = "" if config.backbone is config else BACKBONE
+    in_file = next((name for name in offered if in_backbone(name) != name), "")
+    prefix = in_file.removesuffix(in_backbone(in_file))
     for module in torch_buffers.position_modules(config.backbone):
         shapes = {prefix + name: shape for name, shape in module.shapes.items()}
         known.update(shapes)
@@ -217,7 +218,7 @@ def role(name: str, config: NetworkConfig) -> str:
     """Returns the role of an array, given our name or the official one."""
     if name.startswith(tuple(f"{module}." for module in config.class_modules)):
         return "head"
-    name = name.removeprefix(BACKBONE)
+    name = in_backbone(name)
     if not re.match(r"(levels|stages)\.[0-3]\.", name):
         return "backbone"
     if re.search(r"\.(carrier_position|hat_pos_embed)\.", name):

@@ -6,10 +6,12 @@ from typing import Any
 
 from fastervit_jax.models import VARIANTS, NetworkConfig
 from fastervit_jax.models.config import ATTENTION_STAGES
+from fastervit_jax.weights.names import in_backbone
 from fastervit_jax.weights.torch_buffers import TABLE
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_HEADS = ("head.weight", "transformer.decoder.class_embed.0.weight")
 _STEM, _STEM_OUT = "patch_embed.conv_down.0.weight", "patch_embed.conv_down.3.weight"
 
 
@@ -24,8 +26,13 @@ def likely_causes(offered: Shapes, wanted: Shapes, config: NetworkConfig) -> lis
     Returns:
         The sentences; empty if the cause is unknown.
     """
+    offered = {in_backbone(name): shape for name, shape in offered.items()}
+    wanted = {in_backbone(name): shape for name, shape in wanted.items()}
     if _STEM not in wanted:  # our names: a converted directory, which stores its model
         return []
+    theirs, ours = _task(offered), _task(wanted)
+    if _STEM in offered and theirs != ours:
+        return [f"Likely cause: the file belongs to {theirs}. Expected weights of {ours}."]
     if _STEM not in offered:
         return ["Likely cause: the file belongs to another network. Its names are not FasterViT's."]
     found, own = _architecture(offered), _architecture(wanted)
@@ -47,8 +54,9 @@ def likely_causes(offered: Shapes, wanted: Shapes, config: NetworkConfig) -> lis
             windows.get(stage, side) for stage, side in enumerate(config.backbone.window_size)
         )
         causes.append(f"Likely cause: other windows. The checkpoint has window_size={needed}.")
-    if offered.get("head.weight") != wanted.get("head.weight"):
-        classes = offered.get("head.weight", (0,))[0]
+    head = next((name for name in _HEADS if name in wanted), _HEADS[0])
+    if offered.get(head) != wanted.get(head):
+        classes = offered.get(head, (0,))[0]
         causes.append(
             f"Likely cause: other classes. The checkpoint has {classes} classes, the model has "
             f"{config.num_classes}. Pass num_classes={classes} to keep the head of the checkpoint, "
@@ -62,6 +70,14 @@ def likely_causes(offered: Shapes, wanted: Shapes, config: NetworkConfig) -> lis
             "or false per stage, to add new ones or to omit them."
         )
     return causes
+
+
+def _task(shapes: Shapes) -> str:
+    """Returns what a network does, from the names around its backbone."""
+    for beginning, task in (("transformer.", "a detector"), ("decode_head.", "a segmenter")):
+        if any(name.startswith(beginning) for name in shapes):
+            return task
+    return "a classifier"
 
 
 def _architecture(shapes: Shapes) -> dict[str, Any]:

@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastervit_jax.models import FasterViTConfig
+from fastervit_jax.models import Family, FasterViTConfig, NetworkConfig
+from fastervit_jax.models.fastervit import FASTERVIT
 from fastervit_jax.weights import torch_buffers
 from fastervit_jax.weights.directory import flush
-from fastervit_jax.weights.names import (
-    TOKENIZER,
-    TOKENIZER_COPY,
-    to_torch_layout,
-    torch_name,
-)
+from fastervit_jax.weights.names import copies, to_torch_layout, torch_name
 
 if TYPE_CHECKING:
     import torch
@@ -25,44 +21,51 @@ if TYPE_CHECKING:
 State = dict[str, "torch.Tensor"]
 
 
-def state_to_torch(arrays: Mapping[str, np.ndarray], config: FasterViTConfig) -> State:
+def state_to_torch(
+    arrays: Mapping[str, np.ndarray], config: NetworkConfig, family: Family = FASTERVIT
+) -> State:
     """Returns the state dict of the official model, which loads with `strict=True`.
 
     Args:
         arrays: all parameters and statistics, by our dotted names.
         config: configuration of the network.
+        family: its family.
 
     Returns:
-        Tensors by official name: the weights in torch's layout and the derived buffers. The carrier
-        token convolution is one tensor under two names and is stored once. The position biases are
+        Tensors by official name: the weights in torch's layout and the derived buffers. A tensor
+        of several names (`names.copies`) is one tensor and is stored once. The position biases are
         those that the official model computes in a forward pass, because its `switch_to_deploy`
         needs them. `num_batches_tracked` is 0.
     """
     import torch
 
     state: State = {}
-    for name, array in arrays.items():
-        theirs = torch_name(name)
+    layers = getattr(config, "decoder_layers", 0)
+    for ours, array in arrays.items():
+        theirs = torch_name(ours, family.torch_modules, family.torch_backbone)
         # `np.array` copies, because torch must not share memory that is mapped or read-only.
-        tensor = torch.from_numpy(np.array(to_torch_layout(array), np.float32, order="C"))
+        tensor = torch.from_numpy(np.array(to_torch_layout(array, ours), np.float32, order="C"))
         state[theirs] = tensor
-        if TOKENIZER in theirs:
-            state[theirs.replace(TOKENIZER, TOKENIZER_COPY)] = tensor
+        for copy in copies(theirs, layers):
+            state[copy] = tensor
         if theirs.endswith("running_mean"):
             count = theirs.removesuffix("running_mean") + torch_buffers.COUNT
             state[count] = torch.zeros((), dtype=torch.int64)
     with torch.no_grad():
-        _add_position_buffers(state, config)
+        prefix = "" if config.backbone is config else family.torch_backbone
+        _add_position_buffers(state, config.backbone, prefix)
     return state
 
 
-def _add_position_buffers(state: State, config: FasterViTConfig) -> None:
+def _add_position_buffers(state: State, config: FasterViTConfig, prefix: str) -> None:
     import torch
 
     tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for module in torch_buffers.position_modules(config):
+        module = module._replace(name=prefix + module.name)
         if not module.relative:
-            state[f"{module.name}.{torch_buffers.BIAS}"] = _embedding(module, state)
+            half = (module.side**2 if config.position_by_tokens else module.side) // 2
+            state[f"{module.name}.{torch_buffers.BIAS}"] = _embedding(module, state, half)
             continue
         if module.side not in tables:
             index = torch.from_numpy(torch_buffers.position_index(module.side))
@@ -91,11 +94,10 @@ def _network(module: torch_buffers.PositionModule, state: State, coordinates: "t
     return functional.linear(functional.relu(functional.linear(coordinates, weight, bias)), out)
 
 
-def _embedding(module: torch_buffers.PositionModule, state: State) -> "torch.Tensor":
+def _embedding(module: torch_buffers.PositionModule, state: State, half: int) -> "torch.Tensor":
     """Returns the embedding that is added to a square of tokens, `[1, side², features]`."""
     import torch
 
-    half = module.side // 2
     steps = (torch.arange(module.side, dtype=torch.float32) - half) / half
     grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)
     return _network(module, state, grid.reshape(1, -1, 2))

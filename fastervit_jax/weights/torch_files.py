@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastervit_jax.weights.names import TOKENIZER, TOKENIZER_COPY
+from fastervit_jax.weights.names import main_name
 from fastervit_jax.weights.tensors import StoredTensor, joined
 
 _FORMS = ("state_dict", "model")
@@ -88,7 +88,7 @@ def read_torch_checkpoint(path: str | Path, *, ema: bool = False) -> OfficialChe
     tensors, more_notes = _without_counters(tensors)
     notes += more_notes
     tensors, more_notes = _without_prefixes(tensors)
-    return OfficialCheckpoint(_tokenizer_once(tensors, path), weights, tuple(notes + more_notes))
+    return OfficialCheckpoint(_each_once(tensors, path), weights, tuple(notes + more_notes))
 
 
 def _kind(path: Path) -> str:
@@ -416,15 +416,16 @@ def _without_prefixes(
     return tensors, notes
 
 
-def _tokenizer_once(tensors: dict[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
-    """Keeps the carrier token convolution under one name, even if the file has both."""
+def _each_once(tensors: dict[str, StoredTensor], path: Path) -> dict[str, StoredTensor]:
+    """Keeps a tensor that the official model shares under one name, even if the file has more."""
     once = {}
     for name, tensor in tensors.items():
-        main = name.replace(TOKENIZER_COPY, TOKENIZER)
-        if main == name or main not in tensors:
-            once[main] = tensor
+        main = main_name(name)
+        if main not in once:
+            once[main] = tensors.get(main, tensor)
+        if name == main:
             continue
-        other = tensors[main]
+        other = once[main]
         if tensor.shape != other.shape or not np.array_equal(
             tensor.read(), other.read(), equal_nan=True
         ):
