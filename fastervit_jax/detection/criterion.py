@@ -55,7 +55,11 @@ def all_losses(
     by_output = {name: Losses(*(each[i] for each in losses)) for i, name in enumerate(names)}
     if denoising is not None and slots:
         noisy = outputs.logits[:, :, :slots], outputs.boxes[:, :, :slots]
-        losses = jax.vmap(lambda *each: denoising_losses(*each, truth, denoising))(*noisy)
+
+        def noisy_losses(logits, boxes):
+            return denoising_losses(logits, boxes, truth, denoising)
+
+        losses = jax.vmap(noisy_losses)(*noisy)
         for i in range(layers):
             by_output[f"denoising{i}"] = Losses(*(each[i] for each in losses))
     return by_output

@@ -42,6 +42,7 @@ class SelfAttention(nnx.Module):
         """
         n, count, width = content.shape
         kernel, bias = self.in_projection.arrays()
+        assert bias is not None
         looking = (content + positions) @ kernel[:, : 2 * width] + bias[: 2 * width]
         values = content @ kernel[:, 2 * width :] + bias[2 * width :]
         q, k = (part.reshape(n, count, self.heads, -1) for part in jnp.split(looking, 2, axis=-1))

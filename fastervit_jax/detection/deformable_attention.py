@@ -1,6 +1,7 @@
 """Deformable attention (Zhu et al., 2021): each query looks at a few points of every level."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,10 @@ class DeformableAttention(nnx.Module):
     def __init__(self, width: int, heads: int, levels: int, points: int, *, dtype, rngs: nnx.Rngs):
         self.heads, self.levels, self.points = heads, levels, points
         self.dtype = dtype
-        options = dict(dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         # Where to look is computed in full precision: a map can have more columns than bfloat16
         # has digits.
-        wide = dict(dtype=full_precision(dtype), rngs=rngs)
+        wide: dict[str, Any] = dict(dtype=full_precision(dtype), rngs=rngs)
         count = heads * levels * points
         self.sampling_offsets = zero_linear(width, 2 * count, bias=self._star, **wide)
         self.attention_weights = zero_linear(width, count, **wide)

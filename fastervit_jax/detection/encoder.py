@@ -125,8 +125,8 @@ class Encoder(nnx.Module):
     @jax.named_scope("encoder")
     def __call__(self, x: jax.Array, levels: Levels) -> jax.Array:
         embedding = self.level_embedding[...].astype(full_precision(self.dtype))
-        positions = [own + embedding[level] for level, own in enumerate(levels.positions)]
-        positions = jnp.concatenate(positions, axis=1).astype(self.dtype)
+        of_levels = [own + embedding[level] for level, own in enumerate(levels.positions)]
+        positions = jnp.concatenate(of_levels, axis=1).astype(self.dtype)
         references = levels.references()
 
         def run(layer, x, positions, references, levels):

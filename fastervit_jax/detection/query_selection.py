@@ -29,7 +29,7 @@ class Selected(NamedTuple):
     content: jax.Array
     logits: jax.Array
     boxes: jax.Array
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]
     scores: jax.Array
     tokens: jax.Array
 
@@ -86,9 +86,9 @@ def proposal_logits(levels: Levels) -> tuple[jax.Array, jax.Array]:
         start += height * width
         counts = jnp.stack([valid[:, 0].sum(axis=1), valid[:, :, 0].sum(axis=1)], axis=-1)
         rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-        centers = np.stack([columns, rows], axis=-1).reshape(-1, 2) + 0.5
+        cells = np.stack([columns, rows], axis=-1).reshape(-1, 2) + 0.5
         dtype = levels.valid_ratios.dtype
-        centers = jnp.asarray(centers, dtype) / counts[:, None].astype(dtype)
+        centers = jnp.asarray(cells, dtype) / counts[:, None].astype(dtype)
         boxes.append(jnp.concatenate([centers, jnp.full_like(centers, 0.05 * 2**level)], -1))
     proposals = jnp.concatenate(boxes, axis=1)
     inside = jnp.all((proposals > 0.01) & (proposals < 0.99), axis=-1)

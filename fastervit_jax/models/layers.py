@@ -307,7 +307,7 @@ class DropPath(nnx.Module):
         rngs = _check_streams(rngs)
         keep = jnp.asarray(self.keep, full_precision(x.dtype))
         kept = jax.random.bernoulli(rngs.dropout(), keep, (len(x), *(1,) * (x.ndim - 1)))
-        return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeroslike(x))
+        return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
 
 
 def _check_streams(rngs: nnx.Rngs | None) -> nnx.Rngs:

@@ -36,7 +36,9 @@ def pooling_matrix(size: int, bins: int) -> np.ndarray:
     return matrix
 
 
-def apply_matrices(maps: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def apply_matrices(
+    maps: jax.Array, rows: jax.typing.ArrayLike, columns: jax.typing.ArrayLike
+) -> jax.Array:
     """[N, H, W, C], [H', H] and [W', W] → [N, H', W', C], in the type of the maps."""
     rows, columns = jnp.asarray(rows, maps.dtype), jnp.asarray(columns, maps.dtype)
     # Accelerators would round float32 to fewer bits.
@@ -45,7 +47,7 @@ def apply_matrices(maps: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.
     return jnp.einsum("bw,nawc->nabc", columns, maps, precision=precision)
 
 
-def resize(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize(maps: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Resizes maps [N, H, W, C] to `size`, (height, width), bilinearly."""
     height, width = maps.shape[1:3]
     if (height, width) == tuple(size):

@@ -105,12 +105,6 @@ class UperNet(nnx.Module):
         norms = self.norms or [_same] * len(maps)
         return [norm(each) for norm, each in zip(norms, maps, strict=True)]
 
-    def deploy(self) -> "UperNet":
-        """A copy for inference only, which computes the same with less (`segmentation.deploy`)."""
-        from fastervit_jax.segmentation.deploy import deployed
-
-        return deployed(self)
-
 
 def _same(maps: jax.Array) -> jax.Array:
     return maps

@@ -62,12 +62,12 @@ def likely_causes(offered: Shapes, wanted: Shapes, config: NetworkConfig) -> lis
             f"{config.num_classes}. Pass num_classes={classes} to keep the head of the checkpoint, "
             f"or num_classes={config.num_classes} to start with a new head."
         )
-    theirs, ours = _carrier_stages(offered), _carrier_stages(wanted)
-    if theirs != ours:
+    their_stages, our_stages = _carrier_stages(offered), _carrier_stages(wanted)
+    if their_stages != our_stages:
         causes.append(
             "Likely cause: carrier tokens in other stages. The checkpoint has them in "
-            f"{_stages(theirs)}, the model in {_stages(ours)} (counted from 1). Pass hat, one true "
-            "or false per stage, to add new ones or to omit them."
+            f"{_stages(their_stages)}, the model in {_stages(our_stages)} (counted from 1). Pass "
+            "hat, one true or false per stage, to add new ones or to omit them."
         )
     return causes
 
