@@ -1,4 +1,4 @@
-"""Classifying images with a model: `fastervit_jax.predict`."""
+"""Using a model on images: `fastervit_jax.predict`."""
 
 import dataclasses
 import io
@@ -15,8 +15,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
-from fastervit_jax.data.images import IMAGE_SUFFIXES, DamagedImageError, EvalTransform
+from fastervit_jax.data.images import (
+    IMAGE_SUFFIXES,
+    DamagedImageError,
+    EvalTransform,
+    decode_rgb,
+)
 from fastervit_jax.data.preprocessing import normalize
+from fastervit_jax.detection import DINO
+from fastervit_jax.detection import run as detection
 from fastervit_jax.models import FasterViT
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -42,27 +49,51 @@ class Prediction:
     error: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class DetectedObjects:
+    """The objects on one image, best first.
+
+    Attributes:
+        image: the file, or "image 3" for the fourth image that came from no file.
+        classes: numbers of their classes.
+        names: names of their classes.
+        scores: how sure the detector is, from 0 to 1.
+        boxes: (left, top, right, bottom) in pixels of the image.
+        error: why the image could not be read; the other attributes are empty then.
+    """
+
+    image: str
+    classes: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    error: str | None = None
+
+
 def predict(
-    model: FasterViT,
+    model: Any,
     images: ImageLike | Iterable[ImageLike],
     *,
     top: int = 5,
+    least_score: float = 0.3,
     batch_size: int = 32,
     show_progress: bool = False,
-) -> list[Prediction]:
-    """Classifies images with the model's own preprocessing and class names.
+) -> list[Any]:
+    """Classifies images, or detects objects, with the model's own preprocessing and class names.
 
     An image that cannot be read does not stop the others. Its prediction has an `error`.
 
     Args:
         model: from `create_model`, in any mode; it is used in evaluation mode.
         images: one image or several. A folder means all images in it and in its subfolders.
-        top: number of classes per image.
-        batch_size: number of images per batch.
+        top: classifiers: number of classes per image.
+        least_score: detectors: objects with a lower score are left out.
+        batch_size: classifiers: number of images per batch. A detector takes one image at a time.
         show_progress: show a progress bar, on a terminal.
 
     Returns:
-        One prediction per image, in order; the images of a folder are sorted by path.
+        One `Prediction` of a classifier, or `DetectedObjects` of a detector, per image, in order;
+        the images of a folder are sorted by path.
 
     Raises:
         ValueError: there is no image, an item is not an image, or the model has no head.
@@ -72,6 +103,8 @@ def predict(
     items = list(_items(images))
     if not items:
         raise ValueError("Invalid images: expected at least one, got none.")
+    if isinstance(model, DINO):
+        return _detected(model, items, least_score, show_progress)
     names = class_names(model)
     transform = _transform(model)
     batch_size = min(batch_size, len(items))
@@ -93,6 +126,35 @@ def predict(
                     predictions.append(_prediction(name, next(probabilities), names, top))
             bar.update(len(chunk))
     return predictions
+
+
+def _detected(
+    model: DINO, items: Sequence[tuple[str, ImageLike]], least_score: float, show_progress: bool
+) -> list[DetectedObjects]:
+    names = detection.class_names(model)
+    results = []
+    for name, item in tqdm(items, unit=" images", disable=None if show_progress else True):
+        try:
+            image = decode_rgb(_encoded(item))
+        except DamagedImageError as error:
+            results.append(DetectedObjects(name, error=str(error)))
+            continue
+        except OSError as error:
+            results.append(DetectedObjects(name, error=error.strerror or str(error)))
+            continue
+        ((_, found),) = detection.detect_on_images(model, [image])
+        kept = found.scores >= least_score
+        classes = found.labels[kept].tolist()
+        results.append(
+            DetectedObjects(
+                image=name,
+                classes=tuple(classes),
+                names=tuple(names[each] or f"class {each}" for each in classes),
+                scores=tuple(found.scores[kept].tolist()),
+                boxes=tuple(tuple(box) for box in found.boxes[kept].tolist()),
+            )
+        )
+    return results
 
 
 def class_names(model: FasterViT) -> Sequence[str]:

@@ -28,7 +28,7 @@ _SIDE = 320
 def with_boxes(
     image: Image.Image,
     found: Detections,
-    names: Sequence[str],
+    names: Sequence[str] | Mapping[int, str],
     *,
     least_score: float,
     truth: np.ndarray | None = None,
@@ -82,14 +82,21 @@ def draw_detections(
             least_score=least_score,
             truth=example.boxes,
         )
-        drawn.thumbnail((_SIDE, _SIDE))
         cells.append(drawn)
-    columns = min(4, len(cells))
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (_SIDE + 8), rows * (_SIDE + 8)), (40, 40, 40))
-    for number, cell in enumerate(cells):
-        left, top = number % columns * (_SIDE + 8) + 4, number // columns * (_SIDE + 8) + 4
-        sheet.paste(cell, (left, top))
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
+    sheet(cells).save(buffer, "PNG")
     epath.Path(path).write_bytes(buffer.getvalue())
+
+
+def sheet(images: Sequence[Image.Image]) -> Image.Image:
+    """Images side by side, four in a row; larger ones are scaled down."""
+    side = max(_SIDE, min(800, max(max(image.size) for image in images)))
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    result = Image.new("RGB", (columns * (side + 8), rows * (side + 8)), (40, 40, 40))
+    for number, image in enumerate(images):
+        cell = image.copy()
+        cell.thumbnail((side, side))
+        row, column = divmod(number, columns)
+        result.paste(cell, (column * (side + 8) + 4, row * (side + 8) + 4))
+    return result

@@ -138,9 +138,9 @@ def default_config() -> ml_collections.ConfigDict:
             "name": "adamw",  # adamw, lamb or sgd
             "learning_rate": 5e-3,  # the highest rate
             "backbone_factor": 1.0,  # factor on the rate of the FasterViT in a larger network
-            # After the warm-up: cosine, poly (linear to 0), or step (a tenth at each of drop_epochs)
+            # After the warm-up: cosine, poly (linear to 0), or step (a tenth after drop_epochs).
             "schedule": "cosine",
-            "drop_epochs": (),  # epochs after which the schedule `step` drops; fractions are allowed
+            "drop_epochs": (),  # epochs after which the schedule `step` drops, also fractions
             "warmup_epochs": 20.0,  # length of the linear warm-up
             "warmup_steps": 0,  # the same in steps; 0: warmup_epochs
             "warmup_start": 1e-6,  # rate at the start of the warm-up

@@ -169,7 +169,7 @@ def open_boxes(spec: str, *, data_dir: str | None = None) -> CocoSource:
         scattered_digits.write_scattered_digits(root)
         return open_coco(f"{root}@{rest}")
     raise ValueError(
-        f"Invalid data set {spec!r}: expected coco:ROOT@SPLIT or coco:IMAGES,FILE.json, for example "
+        f"Invalid data set {spec!r}: expected coco:ROOT@SPLIT or coco:IMAGES,FILE.json, such as "
         "coco:/data/coco@val2017."
     )
 

@@ -139,7 +139,7 @@ def test_invalid_names(spec):
 
 
 def test_no_json(tmp_path):
-    with pytest.raises(ValueError, match="Cannot read .*instances_train.json: No such file"):
+    with pytest.raises(ValueError, match=r"Cannot read .*instances_train\.json: No such file"):
         open_boxes(f"coco:{tmp_path}@train")
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match="is not a JSON file"):
