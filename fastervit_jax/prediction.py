@@ -1,4 +1,4 @@
-"""Classifying images with a model: `fastervit_jax.predict`."""
+"""Using a model on images: `fastervit_jax.predict`."""
 
 import dataclasses
 import io
@@ -21,10 +21,13 @@ from fastervit_jax.data.images import (
     DamagedImageError,
     Decoding,
     EvalTransform,
+    decode_rgb,
     describe_seen,
     take_seen,
 )
 from fastervit_jax.data.preprocessing import normalize
+from fastervit_jax.detection import DINO
+from fastervit_jax.detection import run as detection
 from fastervit_jax.models import FasterViT
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
@@ -50,32 +53,56 @@ class Prediction:
     error: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class DetectedObjects:
+    """The objects on one image, best first.
+
+    Attributes:
+        image: the file, or "image 3" for the fourth image that came from no file.
+        classes: numbers of their classes.
+        names: names of their classes.
+        scores: how sure the detector is, from 0 to 1.
+        boxes: (left, top, right, bottom) in pixels of the image.
+        error: why the image could not be read; the other attributes are empty then.
+    """
+
+    image: str
+    classes: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    error: str | None = None
+
+
 def predict(
-    model: FasterViT,
+    model: Any,
     images: ImageLike | Iterable[ImageLike],
     *,
     top: int = 5,
+    least_score: float = 0.3,
     batch_size: int = 32,
     show_progress: bool = False,
     transparency: Literal["drop", "white", "black"] = "drop",
     exif: Literal["ignore", "apply"] = "apply",
-) -> list[Prediction]:
-    """Classifies images with the model's own preprocessing and class names.
+) -> list[Any]:
+    """Classifies images, or detects objects, with the model's own preprocessing and class names.
 
     An image that cannot be read does not stop the others. Its prediction has an `error`.
 
     Args:
         model: from `create_model`, in any mode; it is used in evaluation mode.
         images: one image or several. A folder means all images in it and in its subfolders.
-        top: number of classes per image.
-        batch_size: number of images per batch.
+        top: classifiers: number of classes per image.
+        least_score: detectors: objects with a lower score are left out.
+        batch_size: classifiers: number of images per batch. A detector takes one image at a time.
         show_progress: show a progress bar, on a terminal.
         transparency: what becomes of transparent pixels (`fastervit_jax.data.Decoding`).
         exif: "apply" turns photographs upright, according to their EXIF orientation. "ignore"
             classifies them as they are stored, as evaluation does by default.
 
     Returns:
-        One prediction per image, in order; the images of a folder are sorted by path.
+        One `Prediction` of a classifier, or `DetectedObjects` of a detector, per image, in order;
+        the images of a folder are sorted by path.
 
     Raises:
         ValueError: there is no image, an item is not an image, or the model has no head.
@@ -85,8 +112,10 @@ def predict(
     items = list(_items(images))
     if not items:
         raise ValueError("Invalid images: expected at least one, got none.")
-    names = class_names(model)
     decoding = Decoding(transparency, exif)
+    if isinstance(model, DINO):
+        return _detected(model, items, least_score, show_progress, decoding)
+    names = class_names(model)
     transform = dataclasses.replace(_transform(model), decoding=decoding)
     take_seen()
     batch_size = min(batch_size, len(items))
@@ -110,6 +139,42 @@ def predict(
     for sentence in describe_seen(take_seen(), decoding):
         warnings.warn(sentence, stacklevel=2)
     return predictions
+
+
+def _detected(
+    model: DINO,
+    items: Sequence[tuple[str, ImageLike]],
+    least_score: float,
+    show_progress: bool,
+    decoding: Decoding,
+) -> list[DetectedObjects]:
+    names = detection.class_names(model)
+    results = []
+    take_seen()
+    for name, item in tqdm(items, unit=" images", disable=None if show_progress else True):
+        try:
+            image = decode_rgb(_encoded(item), decoding)
+        except DamagedImageError as error:
+            results.append(DetectedObjects(name, error=str(error)))
+            continue
+        except OSError as error:
+            results.append(DetectedObjects(name, error=error.strerror or str(error)))
+            continue
+        ((_, found),) = detection.detect_on_images(model, [image])
+        kept = found.scores >= least_score
+        classes = found.labels[kept].tolist()
+        results.append(
+            DetectedObjects(
+                image=name,
+                classes=tuple(classes),
+                names=tuple(names[each] or f"class {each}" for each in classes),
+                scores=tuple(found.scores[kept].tolist()),
+                boxes=tuple(tuple(box) for box in found.boxes[kept].tolist()),
+            )
+        )
+    for sentence in describe_seen(take_seen(), decoding):
+        warnings.warn(sentence, stacklevel=3)
+    return results
 
 
 def class_names(model: FasterViT) -> Sequence[str]:

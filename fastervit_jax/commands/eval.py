@@ -58,7 +58,9 @@ def command() -> Callable[[list[str]], None]:
         "crop_fraction", None, "Default: that of the benchmark or the model."
     )
     transparency, exif = define_decoding_flags(exif=None)
-    batch_size = flags.DEFINE_integer("batch_size", 128, "Images per batch.", lower_bound=1)
+    batch_size = flags.DEFINE_integer(
+        "batch_size", None, "Images per batch; default: 128, or 1 for detectors.", lower_bound=1
+    )
     num_workers = flags.DEFINE_integer(
         "num_workers", 0, "Number of processes that decode images.", lower_bound=0
     )
@@ -93,7 +95,7 @@ def command() -> Callable[[list[str]], None]:
         check_destination("--json", json_file.value)
         join_hosts()
         options = EvaluationOptions(
-            batch_size=batch_size.value,
+            batch_size=batch_size.value or 128,
             num_workers=num_workers.value,
             crop_mode=cast(CropMode | None, crop_mode.value),
             crop_fraction=crop_fraction.value,
@@ -146,7 +148,39 @@ def command() -> Callable[[list[str]], None]:
             write_whole(json_file.value, details_json(result))
         print_result(json.dumps({**result.summary(), **result.settings()}, allow_nan=False))
 
-    by_task = {"classification": evaluate_classifier}
+    def evaluate_detector(path: str, options) -> None:
+        for flag in (predictions, real_labels, weights_dir, markdown):
+            if flag.value:
+                raise ValueError(f"Invalid --{flag.name}: it belongs to classifiers.")
+        if len(dataset.value) > 1:
+            raise ValueError("Invalid --dataset: expected one data set.")
+        from fastervit_jax.detection import report as detection_report
+        from fastervit_jax.detection.run import evaluate_weights as evaluate_detector_weights
+
+        check_report_directory(report.value)
+        result = evaluate_detector_weights(
+            path,
+            dataset.value[0] if dataset.value else None,
+            model_name=model.value,
+            model_options=model_options(),
+            ema=ema.value,
+            data_dir=data_dir.value,
+            dtype=dtype.value,
+            batch_size=batch_size.value or 1,
+            num_workers=num_workers.value,
+            say=options.say,
+        )
+        if not _is_first_host():
+            return
+        for line in detection_report.lines(result):
+            options.say(line)
+        if report.value:
+            options.say(f"report: {detection_report.write_report(result, report.value)}")
+        if json_file.value:
+            write_whole(json_file.value, detection_report.details_json(result))
+        print_result(json.dumps(result.summary(), allow_nan=False))
+
+    by_task = {"classification": evaluate_classifier, "detection": evaluate_detector}
 
     def fill_table(options) -> None:
         if not weights_dir.value:

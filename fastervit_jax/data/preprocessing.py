@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from fastervit_jax.models import network_config
+from fastervit_jax.models import family_of, network_config
 
 CropMode = Literal["center", "squash"]
 
@@ -29,6 +29,9 @@ class Preprocessing:
         crop_fraction: size of the crop divided by the size of the resized image.
         mean: mean of each channel, for values from 0 to 1.
         std: standard deviation of each channel, for values from 0 to 1.
+        short_side: detectors: length of the short side after resizing, without a crop; None: as
+            above.
+        long_side: detectors: largest length of the long side.
     """
 
     resolution: tuple[int, int]
@@ -36,6 +39,8 @@ class Preprocessing:
     crop_fraction: float
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    short_side: int | None = None
+    long_side: int | None = None
 
 
 # From the official `default_cfgs`, by the first part of the model name. An any_res model has the
@@ -67,7 +72,10 @@ def default_preprocessing(name: str, resolution: tuple[int, int] | None = None) 
     own_resolution = network_config(name).resolution
     matching = (crop for prefix, crop in _CROPS.items() if name.startswith(prefix))
     mode, fraction = next(matching, _USUAL_CROP)
-    return Preprocessing(resolution or own_resolution, mode, fraction)
+    sides = (800, 1333) if family_of(name).task == "detection" else (None, None)
+    return Preprocessing(
+        resolution or own_resolution, mode, fraction, short_side=sides[0], long_side=sides[1]
+    )
 
 
 def normalize(

@@ -50,6 +50,12 @@ def default_config() -> ml_collections.ConfigDict:
             "drop_path_rate": optional(float),  # drop path of the last block; linear from 0
             "drop_rate": optional(float),  # dropout after projections and inside MLPs
             "attn_drop_rate": optional(float),  # dropout of attention weights
+            "hidden": optional(int),  # detectors: width of the tokens
+            "heads": optional(int),  # detectors: attention heads of encoder and decoder
+            "feedforward": optional(int),  # detectors: hidden width of the feed-forward layers
+            "encoder_layers": optional(int),  # detectors: layers of the encoder
+            "decoder_layers": optional(int),  # detectors: layers of the decoder
+            "queries": optional(int),  # detectors: boxes that are returned for each image
         }
     )
 
@@ -58,6 +64,9 @@ def default_config() -> ml_collections.ConfigDict:
             # Initial weights: a converted directory, an official file or a work directory. Empty:
             # new weights.
             "weights": "",
+            # Initial weights of the FasterViT in a larger network: weights of a classifier. Empty:
+            # new weights.
+            "backbone": "",
             "layer_decay": 1.0,  # factor on the learning rate from each block to the block before
             # Modules that are not trained, such as ("stem", "stages.0"); their batch norms keep
             # their statistics. A linear probe: ("stem", "stages", "downsamples", "norm").
@@ -76,6 +85,11 @@ def default_config() -> ml_collections.ConfigDict:
             # Damaged images that a run replaces, as a share of the images drawn. Above it the run
             # stops.
             "max_damaged_share": 0.001,
+            # Detection: sizes (height, width) that batches are padded to. A program is compiled for
+            # each size that occurs. Each must hold the largest image of its aspect.
+            "buckets": ((800, 1344), (1344, 800), (1088, 1088), (1344, 1344)),
+            "bucket_window": 16,  # detection: steps whose images are sorted by aspect together
+            "max_boxes": 100,  # detection: boxes of an image that a batch has room for
         }
     )
     config.batch_size = 4096  # images per step, over all hosts
@@ -88,6 +102,22 @@ def default_config() -> ml_collections.ConfigDict:
         }
     )
     config.flip = 0.5  # probability of a horizontal flip
+    config.resize = ml_collections.ConfigDict(  # detection: sizes of training images
+        {
+            "short_sides": tuple(range(480, 801, 32)),  # lengths of the short side, one is drawn
+            "long_side": 1333,  # largest length of the long side, also in evaluation
+            "crop_probability": 0.5,  # probability of a crop before
+            "crop_short_sides": (400, 500, 600),  # lengths of the short side before a crop
+            "crop_sides": (384, 600),  # shortest and longest side of a crop
+        }
+    )
+    config.denoising = ml_collections.ConfigDict(
+        {
+            "queries": 200,  # detection: about how many denoising queries; 0: none
+            "label_noise": 0.25,  # probability that the class of one is redrawn
+            "box_noise": 0.4,  # largest move of a corner, as a share of half the side
+        }
+    )
     config.rand_augment = "rand-m9-mstd0.5-inc1"  # RandAugment in timm's notation; empty: none
     # Flip and RandAugment on the device instead of the host, for hosts that are too slow. An image
     # can differ from the host's by one level of 256 per operation.
@@ -110,12 +140,15 @@ def default_config() -> ml_collections.ConfigDict:
             "name": "adamw",  # adamw, lamb or sgd
             "learning_rate": 5e-3,  # the highest rate
             "backbone_factor": 1.0,  # factor on the rate of the FasterViT in a larger network
-            "schedule": "cosine",  # after the warm-up: cosine, or poly (linear to 0)
+            # After the warm-up: cosine, poly (linear to 0), or step (a tenth after drop_epochs).
+            "schedule": "cosine",
+            "drop_epochs": (),  # epochs after which the schedule `step` drops, also fractions
             "warmup_epochs": 20.0,  # length of the linear warm-up
             "warmup_steps": 0,  # the same in steps; 0: warmup_epochs
             "warmup_start": 1e-6,  # rate at the start of the warm-up
             "minimum": 5e-6,  # rate at the end of the cosine, and in the cooldown
             "weight_decay": 0.005,  # decay of matrices and kernels
+            "decay_all": False,  # also decay biases and the scales of norms
             "clip_norm": 5.0,  # largest global norm of the gradients; 0: no clipping
         }
     )
@@ -132,6 +165,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # parts of a batch, which go through the network one after the other
     # Stages, 1 to 4, whose blocks are computed again for the gradient, to save memory: (1, 2).
     config.remat = ()
+    # Detection: compute the layers of encoder and decoder again for the gradient, to save memory.
+    config.remat_transformer = False
     # Run the attention blocks of a stage as one loop. Deep networks compile in half the time or
     # less, and need more memory.
     config.scan_blocks = False
@@ -152,6 +187,7 @@ def default_config() -> ml_collections.ConfigDict:
             "batch_size": 1024,  # images per batch, over all hosts
             "crop_fraction": 0.875,  # share of the resized image that is cropped
             "crop_mode": "center",  # center keeps the aspect; squash ignores it
+            "short_side": 800,  # detection: length of the short side
         }
     )
     config.checkpoint = ml_collections.ConfigDict(
@@ -266,7 +302,7 @@ def check_config(
         ("data.exif", ("ignore", "apply")),
         ("optimizer.name", ("adamw", "lamb", "sgd")),
         ("evaluation.crop_mode", ("center", "squash")),
-        ("optimizer.schedule", ("cosine", "poly")),
+        ("optimizer.schedule", ("cosine", "poly", "step")),
         ("checkpoint.best_metric", metrics),
     ):
         _check(config, key, lambda value, choices=choices: value in choices, " or ".join(choices))
@@ -280,7 +316,11 @@ def check_config(
         "log_every_steps",
         "evaluation.batch_size",
         "evaluation.every_epochs",
+        "evaluation.short_side",
         "checkpoint.keep",
+        "data.max_boxes",
+        "data.bucket_window",
+        "resize.long_side",
     ):
         _check(config, key, lambda value: value >= 1, "1 or more")
     for key in (
@@ -294,6 +334,8 @@ def check_config(
         "data.num_workers",
         "mixup_alpha",
         "cutmix_alpha",
+        "denoising.queries",
+        "denoising.box_noise",
     ):
         _check(config, key, lambda value: value >= 0, "0 or more")
     for key in (
@@ -302,6 +344,8 @@ def check_config(
         "cutmix_probability",
         "mixing_probability",
         "erasing_probability",
+        "denoising.label_noise",
+        "resize.crop_probability",
     ):
         _check(config, key, lambda value: 0 <= value <= 1, "a number from 0 to 1")
     _check(

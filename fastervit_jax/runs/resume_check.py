@@ -27,6 +27,7 @@ _FREE = (
     "mesh",
     "profile_steps",
     "remat",
+    "remat_transformer",
     "resume",
     "scan_blocks",
     "stop_after_epochs",

@@ -8,6 +8,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from fastervit_jax.models.layers import BatchNorm
 from fastervit_jax.models.pure_model import PureModel, arrays_of
 from fastervit_jax.parallel.compiler import compiler_options
 from fastervit_jax.parallel.partition import gather_in_loops
@@ -19,7 +20,11 @@ from fastervit_jax.training.finetuning import (
     learning_rate_multiplier,
 )
 from fastervit_jax.training.optimizers import by_path, make_optimizer
-from fastervit_jax.training.schedules import warmup_cosine_schedule, warmup_poly_schedule
+from fastervit_jax.training.schedules import (
+    warmup_cosine_schedule,
+    warmup_poly_schedule,
+    warmup_step_schedule,
+)
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 from fastervit_jax.training.task import Task
 
@@ -99,9 +104,13 @@ def skeleton(task: Task, config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
         ValueError: `config.finetune.frozen` names no module.
     """
     model = task.network(config)
-    model.set_attributes(group_size=batch_norm_group(config))
+    # Not those of group norms, whose groups are of channels.
+    model.set_attributes(BatchNorm, group_size=batch_norm_group(config))
     for stage in config.remat:
         model.backbone.stages[stage - 1].set_attributes(remat=True)
+    if config.remat_transformer:
+        for module in (model.encoder, model.decoder):
+            module.remat = True
     if config.scan_blocks:
         model.set_attributes(scan=True)
         gather_in_loops(model, mesh)
@@ -125,6 +134,14 @@ def learning_rate(config: ml_collections.ConfigDict, epoch_steps: int) -> optax.
             total_steps=total_steps,
             warmup_start=settings.warmup_start,
             minimum=settings.minimum,
+        )
+    if settings.schedule == "step":
+        return warmup_step_schedule(
+            peak=settings.learning_rate,
+            warmup_steps=warmup_steps,
+            drops=[round(epoch * epoch_steps) for epoch in settings.drop_epochs],
+            total_steps=total_steps,
+            warmup_start=settings.warmup_start,
         )
     return warmup_cosine_schedule(
         peak=settings.learning_rate,
@@ -153,6 +170,7 @@ def optimizer(
         )
     if finetune.frozen:
         frozen = by_path(lambda name: is_frozen(name, finetune.frozen))
+    options = dict(decay_mask=by_path(lambda _: True)) if config.optimizer.decay_all else {}
     return make_optimizer(
         config.optimizer.name,
         learning_rate=schedule,
@@ -160,4 +178,5 @@ def optimizer(
         clip_norm=config.optimizer.clip_norm or None,
         layer_scales=layer_scales,
         frozen=frozen,
+        **options,
     )

@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
+from flax import nnx
 
-from fastervit_jax.models import FasterViT, FasterViTConfig
+from fastervit_jax.models import FasterViT, FasterViTConfig, family_of
+from fastervit_jax.models.pure_model import arrays_of, unflatten
 from fastervit_jax.runs.config import model_options
 from fastervit_jax.weights.loading import load_model, open_weights
-from fastervit_jax.weights.names import BACKBONE
+from fastervit_jax.weights.names import BACKBONE, from_torch_layout, torch_name
 
 
 def load_initial_model(config: ml_collections.ConfigDict, dtype) -> FasterViT:
@@ -22,6 +26,44 @@ def load_initial_model(config: ml_collections.ConfigDict, dtype) -> FasterViT:
     for line in [f"Starting from {path}.", *loaded.lines]:
         print(line, flush=True)
     return loaded.model
+
+
+def load_backbone(model: Any, path: str) -> None:
+    """Fills the FasterViT in a network with the weights of a classifier; prints what is left out.
+
+    Args:
+        model: a network with a `backbone`.
+        path: an official file, a converted directory or a work directory of a classifier.
+
+    Raises:
+        ValueError: the weights cannot be read, belong to another kind of network, or do not fit.
+    """
+    weights = open_weights(path)
+    if weights.info is not None and family_of(weights.info.model).task != "classification":
+        raise ValueError(
+            f"Invalid config.finetune.backbone={path}: expected a classifier, got "
+            f"{weights.info.model}. To start from all of its weights, use config.finetune.weights."
+        )
+    filled, problems = {}, []
+    for part in arrays_of(model.backbone):
+        for name, array in part.items():
+            theirs = torch_name(name) if weights.kind == "official" else name
+            tensor = weights.tensors.get(theirs)
+            value = None if tensor is None else tensor.read()
+            if value is not None and weights.kind == "official":
+                value = from_torch_layout(value)
+            if value is None or value.shape != array.shape:
+                problems.append(theirs)
+            else:
+                filled[name] = jnp.asarray(value, jnp.float32)
+    if problems:
+        raise ValueError(
+            f"Invalid config.finetune.backbone={path}: {len(problems)} arrays of the backbone are "
+            f"missing there or have another shape, beginning with {problems[0]}. Expected weights "
+            "of the classifier that the network is named after."
+        )
+    nnx.update(model.backbone, unflatten(filled))
+    print(f"The backbone starts from {path}.", flush=True)
 
 
 def is_frozen(name: str, frozen: Iterable[str]) -> bool:

@@ -154,7 +154,9 @@ class NonFiniteReport:
         host = f"_host{jax.process_index()}" if jax.process_count() > 1 else ""
         first = place.first + jax.process_index() * len(batch["image"])
         images = []
-        for position in range(first, first + len(batch["image"])):
+        # Detection does not take the images of an epoch in their order.
+        for position in batch.get("position", range(first, first + len(batch["image"]))):
+            position = int(position)
             index = example_index(
                 len(self.source), seed=self.config.seed, epoch=place.epoch, position=position
             )

@@ -6,6 +6,7 @@ An optax schedule gets the number of updates already made, so it adds one.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,34 @@ def warmup_poly_schedule(
         remaining = jnp.maximum(total_steps - 1 - update, 0) / length
         falling = minimum + (peak - minimum) * jnp.minimum(remaining, 1)
         return jnp.where(update < warmup_steps, rising, falling)
+
+    return schedule
+
+
+def warmup_step_schedule(
+    *,
+    peak: float,
+    warmup_steps: int,
+    drops: Sequence[int],
+    total_steps: int,
+    warmup_start: float = 0.0,
+    factor: float = 0.1,
+) -> optax.Schedule:
+    """Builds a schedule in steps: after the warm-up `peak`, then lower by a factor at each drop.
+
+    With `i` the 0-based number of an update: linear from `warmup_start` (at 0) to `peak` (at
+    `warmup_steps`); then `peak` times `factor` to the number of drops at or before `i`, as
+    `torch.optim.lr_scheduler.MultiStepLR`.
+
+    Further arguments, result and errors are those of `warmup_cosine_schedule`.
+    """
+    _check_schedule(peak, warmup_steps, total_steps, warmup_start, 0.0)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        update = jnp.asarray(count)
+        rising = warmup_start + update * ((peak - warmup_start) / max(warmup_steps, 1))
+        passed = sum((update >= drop).astype(jnp.int32) for drop in drops)
+        return jnp.where(update < warmup_steps, rising, peak * factor**passed)
 
     return schedule
 

@@ -129,6 +129,12 @@ def _open_workdir(path: str | Path, *, ema: bool) -> Weights:
         crop_mode=trained.config.evaluation.crop_mode,
         crop_fraction=trained.config.evaluation.crop_fraction,
     )
+    if preprocessing.short_side is not None:
+        preprocessing = dataclasses.replace(
+            preprocessing,
+            short_side=trained.config.evaluation.short_side,
+            long_side=trained.config.resize.long_side,
+        )
     part = "average" if ema else "plain"
     info = WeightsInfo(
         model=name,

@@ -1,0 +1,264 @@
+"""Images with boxes: data sets in COCO's format, which labelling tools export.
+
+- `coco:ROOT@SPLIT` is the usual layout: `ROOT/SPLIT/*.jpg` and
+  `ROOT/annotations/instances_SPLIT.json`.
+- `coco:IMAGES,FILE.json` is a directory of images and a JSON file.
+
+A box is [x, y, width, height] in pixels. Annotations of crowds are left out, and so are boxes that
+have no area inside their image. Images without boxes stay. Masks are not read.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Annotated(NamedTuple):
+    """One image with its boxes.
+
+    Attributes:
+        encoded: content of the image file.
+        key: name of the file, for messages.
+        size: (height, width) in pixels, as the JSON file says.
+        labels: classes of the boxes, int32 [n].
+        boxes: corner boxes (left, top, right, bottom) in pixels, float32 [n, 4].
+    """
+
+    encoded: bytes
+    key: str
+    size: tuple[int, int]
+    labels: np.ndarray
+    boxes: np.ndarray
+
+
+class CocoSource:
+    """A data set in COCO's format, with random access (picklable, for worker processes).
+
+    Attributes:
+        annotations: the JSON file.
+        class_names: names in the order of the labels; "" where COCO has a gap.
+        category_ids: the id of each label in the JSON file.
+        image_ids: the id of each image in the JSON file.
+        sizes: (height, width) of each image, int [N, 2].
+        dropped: how many annotations were left out, by reason.
+    """
+
+    def __init__(self, images: str | os.PathLike, annotations: str | os.PathLike):
+        """Reads the JSON file.
+
+        Raises:
+            ValueError: it cannot be read, is not in COCO's format, or names missing images.
+        """
+        self.annotations = Path(annotations)
+        self._directory = Path(images)
+        content = _read(self.annotations)
+        self.class_names, self.category_ids = _classes(content["categories"], self.annotations)
+        self._files, self.image_ids, self.sizes = _images(content["images"], self.annotations)
+        _check_files(self._directory, self._files)
+        self._fill(content["annotations"])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def most_boxes(self) -> tuple[int, str]:
+        """The largest number of boxes of an image, and the name of that image."""
+        counts = np.diff(self._first)
+        return int(counts.max()), self._files[int(counts.argmax())]
+
+    @property
+    def num_boxes(self) -> int:
+        """Number of boxes of all images."""
+        return len(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Annotated:
+        part = slice(self._first[index], self._first[index + 1])
+        height, width = self.sizes[index]
+        return Annotated(
+            encoded=(self._directory / self._files[index]).read_bytes(),
+            key=self._files[index],
+            size=(int(height), int(width)),
+            labels=self._labels[part],
+            boxes=self._boxes[part],
+        )
+
+    def _fill(self, annotations: Sequence[Mapping[str, Any]]) -> None:
+        """Sorts the annotations by image."""
+        label_of = {category: label for label, category in enumerate(self.category_ids)}
+        row_of = {image: row for row, image in enumerate(self.image_ids)}
+        rows, labels, boxes = [], [], []
+        self.dropped = {"crowds": 0, "boxes without area": 0}
+        for annotation in annotations:
+            name = f"{self.annotations}: annotation {annotation.get('id')}"
+            if annotation.get("image_id") not in row_of:
+                raise ValueError(
+                    f"{name} belongs to image {annotation.get('image_id')}, which is not listed."
+                )
+            if annotation.get("category_id") not in label_of:
+                raise ValueError(
+                    f"{name} has the unknown category {annotation.get('category_id')}. Known: "
+                    f"{', '.join(str(each) for each in self.category_ids[:8])}, …"
+                )
+            if annotation.get("iscrowd"):
+                self.dropped["crowds"] += 1
+                continue
+            rows.append(row_of[annotation["image_id"]])
+            labels.append(label_of[annotation["category_id"]])
+            boxes.append(_box(annotation, name))
+        order = np.argsort(np.asarray(rows, int), kind="stable")
+        rows = np.asarray(rows, int)[order]
+        labels = np.asarray(labels, np.int32)[order]
+        boxes = np.asarray(boxes, np.float64).reshape(-1, 4)[order]
+        _check_format(boxes, self.sizes[rows], self.annotations)
+
+        boxes[:, 2:] += boxes[:, :2]
+        height, width = self.sizes[rows].T
+        boxes[:, 0::2] = np.clip(boxes[:, 0::2], 0, width[:, None])
+        boxes[:, 1::2] = np.clip(boxes[:, 1::2], 0, height[:, None])
+        whole = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        self.dropped["boxes without area"] = int((~whole).sum())
+        self._labels, self._boxes = labels[whole], boxes[whole].astype(np.float32)
+        self._first = np.searchsorted(rows[whole], np.arange(len(self._files) + 1))
+
+
+def open_coco(spec: str) -> CocoSource:
+    """Opens what follows `coco:` in the name of a data set.
+
+    Raises:
+        ValueError: the specification is invalid, or the data set cannot be read.
+    """
+    if "," in spec:
+        images, _, annotations = spec.rpartition(",")
+        return CocoSource(images, annotations)
+    root, separator, split = spec.rpartition("@")
+    if not separator or not root or not split:
+        raise ValueError(
+            f"Invalid data set 'coco:{spec}': expected coco:ROOT@SPLIT, such as "
+            "coco:/data/coco@val2017, or coco:IMAGES,FILE.json."
+        )
+    return CocoSource(Path(root) / split, Path(root) / "annotations" / f"instances_{split}.json")
+
+
+def open_boxes(spec: str, *, data_dir: str | None = None) -> CocoSource:
+    """Opens a data set of images with boxes.
+
+    Args:
+        spec: `coco:ROOT@SPLIT`, `coco:IMAGES,FILE.json`, or `scattered_digits:train` and
+            `scattered_digits:validation`, which are written once in `data_dir`.
+        data_dir: for the scattered digits; by default the user's cache directory.
+
+    Raises:
+        ValueError: the specification is invalid, or the data set cannot be read.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "coco" and rest:
+        return open_coco(rest)
+    if kind == "scattered_digits" and rest in ("train", "validation"):
+        from fastervit_jax.data.sources import scattered_digits
+
+        root = scattered_digits.scattered_root(data_dir)
+        scattered_digits.write_scattered_digits(root)
+        return open_coco(f"{root}@{rest}")
+    raise ValueError(
+        f"Invalid data set {spec!r}: expected coco:ROOT@SPLIT or coco:IMAGES,FILE.json, such as "
+        "coco:/data/coco@val2017."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"Cannot read {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error}).") from None
+    keys = ("images", "annotations", "categories")
+    missing = [
+        key
+        for key in keys
+        if not isinstance(content, dict) or not isinstance(content.get(key), list)
+    ]
+    if missing:
+        raise ValueError(
+            f"{path} is not in COCO's format: expected lists under {', '.join(keys)}, but "
+            f"{', '.join(missing)} is missing."
+        )
+    if not content["images"]:
+        raise ValueError(f"{path} lists no images.")
+    if not content["categories"]:
+        raise ValueError(f"{path} lists no categories.")
+    return content
+
+
+def _classes(categories, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and ids by label: COCO's own ids as they are, and others in their order."""
+    names = {}
+    for category in categories:
+        if not isinstance(category.get("id"), int) or "name" not in category:
+            raise ValueError(f"{path}: invalid category {category}: expected an id and a name.")
+        if category["id"] in names:
+            raise ValueError(f"{path}: two categories have the id {category['id']}.")
+        names[category["id"]] = str(category["name"])
+    if len(names) == 80 and min(names) == 1 and max(names) == 90:
+        return tuple(names.get(i, "") for i in range(91)), tuple(range(91))
+    ids = tuple(sorted(names))
+    return tuple(names[each] for each in ids), ids
+
+
+def _images(images, path: Path) -> tuple[list[str], tuple, np.ndarray]:
+    for image in images:
+        lacking = [key for key in ("id", "file_name", "width", "height") if key not in image]
+        if lacking:
+            raise ValueError(f"{path}: image {image.get('id')} has no {lacking[0]}.")
+    ids = tuple(image["id"] for image in images)
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{path}: two images have the same id.")
+    sizes = np.asarray([(image["height"], image["width"]) for image in images], int)
+    if (sizes < 1).any():
+        raise ValueError(f"{path}: an image has no pixels.")
+    return [str(image["file_name"]) for image in images], ids, sizes
+
+
+def _check_files(directory: Path, files: Sequence[str]) -> None:
+    if not directory.is_dir():
+        raise ValueError(f"The directory of images, {directory}, does not exist.")
+    missing = [file for file in files if not (directory / file).is_file()]
+    if missing:
+        raise ValueError(
+            f"Missing images: {len(missing)} of {len(files)} in {directory}, beginning with "
+            f"{missing[0]}."
+        )
+
+
+def _box(annotation: Mapping[str, Any], name: str) -> list[float]:
+    box = annotation.get("bbox")
+    if box is None:
+        raise ValueError(f"{name} has no bbox. A data set of masks alone cannot train a detector.")
+    numbers = isinstance(box, list) and all(isinstance(each, int | float) for each in box)
+    if not numbers or len(box) != 4 or not np.isfinite(box).all():
+        raise ValueError(f"{name}: invalid bbox {box}: expected [x, y, width, height].")
+    return box
+
+
+def _check_format(boxes: np.ndarray, sizes: np.ndarray, path: Path) -> None:
+    """Raises ValueError where boxes are corners: they leave the image as [x, y, width, height]."""
+    if not len(boxes):
+        return
+    limit = sizes[:, ::-1] + 1
+    outside = ((boxes[:, :2] + boxes[:, 2:]) > limit).any(axis=1)
+    as_corners = ((boxes[:, 2:] <= limit) & (boxes[:, 2:] >= boxes[:, :2])).all()
+    if as_corners and outside.mean() > 0.2:
+        raise ValueError(
+            f"{path}: {outside.sum()} of {len(boxes)} boxes leave their image as [x, y, width, "
+            "height], but all are inside as corners [x1, y1, x2, y2]. Write them as [x, y, width, "
+            "height], COCO's format."
+        )
