@@ -41,11 +41,11 @@ def get_config():
     config.resize.crop_probability = 0.3
     config.resize.crop_short_sides = (96, 112)
     config.resize.crop_sides = (72, 104)
-    config.denoising.queries = 40
+    config.denoising.queries = 80
 
-    config.epochs = 24
+    config.epochs = 28
     config.cooldown_epochs = 0
-    config.optimizer.learning_rate = 8e-4
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_epochs = 1.5
     config.optimizer.weight_decay = 1e-4

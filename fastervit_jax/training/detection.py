@@ -112,7 +112,6 @@ class Detection:
     ) -> None:
         """Raises ValueError for a config that no run can have."""
         check_config(config, batch_shards=batch_shards, hosts=hosts, tensor=tensor, metrics=NUMBERS)
-        check_pycocotools()  # before an epoch of training, not after
         batch_settings(config)
         if config.data.max_boxes > model_config(config).queries:
             raise ValueError(
@@ -127,6 +126,7 @@ class Detection:
             ValueError: a set cannot be read, the two have different classes, or the model has
                 another number of them, or an image has too many boxes.
         """
+        check_pycocotools()  # before an epoch of training, not after
         training = open_boxes(config.data.train, data_dir=config.data.data_dir)
         validation = open_boxes(config.data.validation, data_dir=config.data.data_dir)
         check_same_classes(training, validation)

@@ -2,9 +2,9 @@
 
     python -m fastervit_jax.data.sources.scattered_digits --output=DIR
 
-pastes scikit-learn's digits at random sizes, places and colors on crops of scikit-image's
-photographs, several per image, some of them overlapping. It writes 600 training and 150 validation
-images, which share neither scans nor photographs:
+pastes scikit-learn's digits at random sizes and places on crops of scikit-image's photographs,
+several per image, some of them overlapping. It writes 600 training and 150 validation images, which
+share neither scans nor photographs:
 
 - `DIR/train/NNNN.png` and `DIR/validation/NNNN.png`;
 - `DIR/annotations/instances_train.json` and `…_validation.json`, in COCO's format;
@@ -28,15 +28,16 @@ PHOTOGRAPHS = {
     "train": ("astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "gravel.png"),
     "validation": ("coffee.png", "brick.png", "camera.png"),
 }
-SIDES = (96, 144)
+SIDES = (96, 128)
 """Shortest and longest side of an image, in pixels."""
-DIGIT_SIDES = (20, 56)
+DIGIT_SIDES = (24, 56)
 """Smallest and largest side of a scan on an image, in pixels."""
 MOST_DIGITS = 6
 LEAST_VISIBLE = 0.7
 """Share of a digit's pixels that later digits leave visible."""
 _VERSION = 1
-_INK = 0.35  # a pixel of a scan that is darker belongs to the digit
+_INK = 0.35  # a pixel of a scan with more ink belongs to the digit
+_DARKENING = 0.4  # how bright the photograph is behind a scan
 
 
 def scattered_root(data_dir: str | None = None) -> Path:
@@ -140,9 +141,11 @@ def _compose(photographs, scans, labels, rng) -> tuple[np.ndarray, np.ndarray, l
         visible = [(changed == each).sum() for each in range(len(digits))]
         if any(v < LEAST_VISIBLE * n for v, n in zip(visible, drawn, strict=True)):
             continue  # it would hide another digit
-        color = _contrasting_color(pixels[place], rng)
-        share = np.clip(alpha * 1.6, 0, 1)[..., None]
-        pixels[place] = np.rint((1 - share) * pixels[place] + share * color).astype(np.uint8)
+        # Light ink on a darkened patch, as on the scan.
+        ink_color = rng.integers(180, 256, 3)
+        share = np.clip(alpha * 1.2, 0, 1)[..., None]
+        patch = (1 - share) * _DARKENING * pixels[place] + share * ink_color
+        pixels[place] = np.rint(patch).astype(np.uint8)
         owners = changed
         digits.append(int(labels[index]))
         drawn.append(int(ink.sum()))
@@ -157,15 +160,6 @@ def _crop(photograph: Image.Image, height: int, width: int, rng) -> np.ndarray:
     top = int(rng.integers(photograph.height - part[1] + 1))
     box = (left, top, left + part[0], top + part[1])
     return np.array(photograph.crop(box).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _contrasting_color(pixels: np.ndarray, rng) -> np.ndarray:
-    """A random color that differs from the mean of the pixels below it."""
-    mean = pixels.reshape(-1, 3).mean(axis=0)
-    while True:
-        color = rng.integers(0, 256, 3)
-        if np.abs(color - mean).sum() > 200:
-            return color
 
 
 def _bounding_box(visible: np.ndarray) -> list[int]:

@@ -1,0 +1,11 @@
+"""DINO with 4 scales on COCO, FasterViT-0, 12 epochs: the official configuration.
+
+    fastervit train --config=dino_4scale_faster_vit_0_224_12ep --workdir=DIR \
+        --config.finetune.backbone=faster_vit_0_224.pth.tar
+"""
+
+from fastervit_jax.detection.recipe import coco_recipe
+
+
+def get_config():
+    return coco_recipe("dino_4scale_faster_vit_0_224", epochs=12, drop_epoch=11)
