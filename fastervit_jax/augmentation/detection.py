@@ -53,8 +53,8 @@ class Plan:
     def fitted(self, limit: Size) -> "Plan":
         """The same plan with a size of at most `limit`."""
         share = min(1.0, limit[0] / self.size[0], limit[1] / self.size[1])
-        size = tuple(max(1, int(side * share)) for side in self.size)
-        return dataclasses.replace(self, size=size)
+        height, width = (max(1, int(side * share)) for side in self.size)
+        return dataclasses.replace(self, size=(height, width))
 
 
 def resized(size: Size, short_side: int, long_side: int | None = None) -> Size:
@@ -131,7 +131,7 @@ def apply_to_boxes(boxes: np.ndarray, size: Size, plan: Plan) -> tuple[np.ndarra
         boxes[:, 0::2] = np.clip(boxes[:, 0::2], 0, size[1])
         boxes[:, 1::2] = np.clip(boxes[:, 1::2], 0, size[0])
     boxes *= _scale(size, plan.size)
-    return boxes, (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return boxes, np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
 
 
 def _scale(size: Size, new: Size) -> np.ndarray:

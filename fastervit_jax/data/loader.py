@@ -183,7 +183,7 @@ class TrainLoader(Iterator[Batch]):
         damage: how many images could not be decoded so far, and which ones.
     """
 
-    def __init__(self, steps: ReportedSteps, damage: DamageReport):
+    def __init__(self, steps: ReportedSteps | StepIterator, damage: DamageReport):
         """Wraps the iterator over `(batch, damaged)` pairs."""
         self._steps = steps
         self.damage = damage

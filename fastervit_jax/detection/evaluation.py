@@ -34,7 +34,7 @@ def normalized(images: jax.Array, sizes: jax.Array, dtype) -> jax.Array:
 
 def make_eval_step(model: PureModel, mesh: Mesh, *, dtype) -> Callable[..., Detections]:
     """Compiles, for each bucket, (parameters, statistics, batch) → detections on every host."""
-    network = GatheredModel(model, mesh)
+    network: Any = GatheredModel(model, mesh)
 
     def step(params: Arrays, statistics: Arrays, batch: dict[str, jax.Array]):
         images = normalized(batch["image"], batch["size"], dtype)

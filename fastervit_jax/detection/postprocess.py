@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fastervit_jax.detection.boxes import to_corners
 
@@ -20,9 +21,9 @@ class Detections(NamedTuple):
         boxes: corner boxes in pixels of the original image, [N, K, 4].
     """
 
-    scores: jax.Array
-    labels: jax.Array
-    boxes: jax.Array
+    scores: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+    boxes: jax.Array | np.ndarray
 
 
 def best_detections(

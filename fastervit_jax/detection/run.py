@@ -105,8 +105,9 @@ def evaluate_weights(
     loaded = load_model(
         model_name, opened, model_options or {}, dtype=jnp.dtype(dtype or "float32"), progress=True
     )
-    for line in loaded.lines if say else ():
-        say(line)
+    if say is not None:
+        for line in loaded.lines:
+            say(line)
     model = loaded.model
     names = class_names(model)
     category_ids = _category_ids(names, source)
@@ -190,7 +191,7 @@ def detect_on_images(
         padded = np.zeros((*(-(-side // unit) * unit for side in target), 3), np.uint8)
         pixels = apply_to_image(image, Plan(False, None, None, target))
         padded[: target[0], : target[1]] = np.asarray(pixels)
-        found = _detect(model, padded[None], np.asarray([target]), np.asarray([size]))
+        found = _detect(model, *map(jnp.asarray, (padded[None], [target], [size])))
         yield image, Detections(*(np.asarray(each)[0] for each in found))
 
 

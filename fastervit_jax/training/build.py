@@ -19,7 +19,7 @@ from fastervit_jax.training.finetuning import (
     is_frozen,
     learning_rate_multiplier,
 )
-from fastervit_jax.training.optimizers import by_path, make_optimizer
+from fastervit_jax.training.optimizers import by_path, decay_mask, make_optimizer
 from fastervit_jax.training.schedules import (
     warmup_cosine_schedule,
     warmup_poly_schedule,
@@ -170,7 +170,7 @@ def optimizer(
         )
     if finetune.frozen:
         frozen = by_path(lambda name: is_frozen(name, finetune.frozen))
-    options = dict(decay_mask=by_path(lambda _: True)) if config.optimizer.decay_all else {}
+    everywhere = by_path(lambda _: True)
     return make_optimizer(
         config.optimizer.name,
         learning_rate=schedule,
@@ -178,5 +178,5 @@ def optimizer(
         clip_norm=config.optimizer.clip_norm or None,
         layer_scales=layer_scales,
         frozen=frozen,
-        **options,
+        decay_mask=everywhere if config.optimizer.decay_all else decay_mask,
     )

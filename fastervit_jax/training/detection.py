@@ -127,8 +127,8 @@ class Detection:
                 another number of them, or an image has too many boxes.
         """
         check_pycocotools()  # before an epoch of training, not after
-        training = open_boxes(config.data.train, data_dir=config.data.data_dir)
-        validation = open_boxes(config.data.validation, data_dir=config.data.data_dir)
+        training: Any = open_boxes(config.data.train, data_dir=config.data.data_dir)
+        validation: Any = open_boxes(config.data.validation, data_dir=config.data.data_dir)
         check_same_classes(training, validation)
         check_boxes(training, config.data.max_boxes)
         classes = training.num_classes

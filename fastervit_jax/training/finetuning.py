@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from fastervit_jax.models import FasterViT, FasterViTConfig, family_of
+from fastervit_jax.models import FasterViTConfig, family_of
 from fastervit_jax.models.pure_model import arrays_of, unflatten
 from fastervit_jax.runs.config import model_options
 from fastervit_jax.weights.loading import load_model, open_weights
 from fastervit_jax.weights.names import BACKBONE, from_torch_layout, torch_name
 
 
-def load_initial_model(config: ml_collections.ConfigDict, dtype) -> FasterViT:
+def load_initial_model(config: ml_collections.ConfigDict, dtype) -> Any:
     """The network of a run with `config.finetune.weights`; prints which parts are new.
 
     Raises:

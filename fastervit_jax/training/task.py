@@ -13,7 +13,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from fastervit_jax.data import Source, TrainLoader
+from fastervit_jax.data import TrainLoader
 from fastervit_jax.models.pure_model import Arrays, PureModel
 from fastervit_jax.runs.state import TrainState
 
@@ -25,10 +25,10 @@ Metrics = dict[str, jax.Array]
 
 
 class Data(NamedTuple):
-    """The data sets of a run."""
+    """The data sets of a run. What an example is, the task knows."""
 
-    training: Source
-    validation: Source
+    training: Any
+    validation: Any
 
 
 class Network(Protocol):
@@ -134,7 +134,7 @@ class Task(Protocol):
         ...
 
     def train_loader(
-        self, config: ml_collections.ConfigDict, source: Source, start_step: int, num_steps: int
+        self, config: ml_collections.ConfigDict, source: Any, start_step: int, num_steps: int
     ) -> TrainLoader:
         """This host's batches of steps start_step … num_steps − 1."""
         ...
@@ -150,11 +150,11 @@ class Task(Protocol):
         ...
 
     def evaluator(
-        self, config: ml_collections.ConfigDict, source: Source, model: PureModel, mesh: Mesh
+        self, config: ml_collections.ConfigDict, source: Any, model: PureModel, mesh: Mesh
     ) -> Evaluator:
         """Compiles what evaluates arrays on a data set."""
         ...
 
-    def draw(self, source: Source, evaluation: Any, path: epath.PathLike) -> None:
+    def draw(self, source: Any, evaluation: Any, path: epath.PathLike) -> None:
         """Draws predictions on a data set as a PNG."""
         ...

@@ -95,7 +95,7 @@ class CocoSource:
         """Sorts the annotations by image."""
         label_of = {category: label for label, category in enumerate(self.category_ids)}
         row_of = {image: row for row, image in enumerate(self.image_ids)}
-        rows, labels, boxes = [], [], []
+        listed: list[tuple[int, int, list[float]]] = []
         self.dropped = {"crowds": 0, "boxes without area": 0}
         for annotation in annotations:
             name = f"{self.annotations}: annotation {annotation.get('id')}"
@@ -111,13 +111,13 @@ class CocoSource:
             if annotation.get("iscrowd"):
                 self.dropped["crowds"] += 1
                 continue
-            rows.append(row_of[annotation["image_id"]])
-            labels.append(label_of[annotation["category_id"]])
-            boxes.append(_box(annotation, name))
-        order = np.argsort(np.asarray(rows, int), kind="stable")
-        rows = np.asarray(rows, int)[order]
-        labels = np.asarray(labels, np.int32)[order]
-        boxes = np.asarray(boxes, np.float64).reshape(-1, 4)[order]
+            row = row_of[annotation["image_id"]]
+            label = label_of[annotation["category_id"]]
+            listed.append((row, label, _box(annotation, name)))
+        listed.sort(key=lambda each: each[0])
+        rows = np.asarray([each[0] for each in listed], int)
+        labels = np.asarray([each[1] for each in listed], np.int32)
+        boxes = np.asarray([each[2] for each in listed], np.float64).reshape(-1, 4)
         _check_format(boxes, self.sizes[rows], self.annotations)
 
         boxes[:, 2:] += boxes[:, :2]

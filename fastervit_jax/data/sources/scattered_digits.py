@@ -79,7 +79,8 @@ def _write_split(root: Path, split: str, scans: np.ndarray, labels: np.ndarray, 
     photographs = _photographs(PHOTOGRAPHS[split])
     for folder in (root / split, root / "masks" / split, root / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number in range(IMAGES[split]):
         pixels, owners, digits = _compose(photographs, scans, labels, rng)
         height, width = owners.shape
