@@ -38,9 +38,10 @@ def compile_row(number: int, topology: str) -> dict:
     sys.path.insert(0, str(ROOT))
     import harness
     import jax
-    import places
 
-    from fastervit_jax.analysis.compile_for import compile_for, describe
+    from fastervit_jax.analysis import tpu_cost
+    from fastervit_jax.analysis.compile_for import compile_for
+    from fastervit_jax.analysis.compile_report import describe
     from fastervit_jax.runs.recipes import load_recipe
     from fastervit_jax.training.classification import Classification
 
@@ -51,14 +52,12 @@ def compile_row(number: int, topology: str) -> dict:
     config.update_from_flattened_dict(flags)
     step = compile_for(Classification(), config, topology)
     print(describe(step), flush=True)
-    row = dataclasses.asdict(dataclasses.replace(step, program=None))
-    del row["program"]
-    if step.cost:
-        by_place, by_kind = places.split(step.program)
+    row = dataclasses.asdict(step)
+    if isinstance(step.cost, tpu_cost.TpuCost):
         # In millions of cycles.
         row["kinds"], row["places"] = (
-            {name: cycles / 1e6 for name, cycles in part.most_common()}
-            for part in (by_kind, by_place)
+            {name: share * step.cost.cycles / 1e6 for name, share in part.items()}
+            for part in (row.pop("by_kind"), row.pop("by_place"))
         )
         row["cost"]["collectives"] = [
             {"kind": kind, "chips": group, "count": count, "bytes": total}

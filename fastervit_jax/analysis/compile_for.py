@@ -1,23 +1,24 @@
-"""Compile a training step for a TPU topology without a TPU: does it fit, and how fast is it?
+"""Compile a training step for TPUs or GPUs that are not there: does it fit, and how fast is it?
 
 `train.py --config=… --compile_for=v5e:16x16` builds the same step as training, with shapes instead
-of arrays. The TPU compiler (`pip install libtpu`) compiles it and does not need a TPU. All numbers
-are estimates of the compiler. Nothing is run.
+of arrays. The compilers of TPUs (`pip install libtpu`) and of GPUs (`pip install
+jax-cuda13-plugin jax-cuda13-pjrt`) do not need a device. All numbers are estimates. Nothing is run.
 """
 
 import dataclasses
 import math
-import os
-import re
 import time
+from collections import Counter
+from collections.abc import Callable
 
 import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from fastervit_jax.analysis import hlo
-from fastervit_jax.analysis.chips import CHIPS, Chip
+from fastervit_jax.analysis import gpu_cost, hlo, places, topology, tpu_cost
+from fastervit_jax.analysis.chips import Chip, Gpu
 from fastervit_jax.analysis.multiply_adds import multiply_adds
+from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh
 from fastervit_jax.runs.config import mixing_group, model_config
 from fastervit_jax.runs.state import TrainState
@@ -35,7 +36,8 @@ class Memory:
     Attributes:
         arguments: the state and the batch.
         temporaries: arrays that only exist within the step.
-        peak: largest memory in use, as planned by the compiler.
+        peak: largest memory in use, as planned by the compiler. The GPU compiler plans the sum of
+            both.
     """
 
     arguments: int
@@ -50,34 +52,39 @@ class CompiledStep:
     Attributes:
         topology: name of the topology.
         device_kind: JAX's name of the chips.
+        chip: specification of the chips; None if it is unknown.
         mesh: sizes of the mesh by axis.
         batch_size: images per step, over all chips.
         accumulate: number of parts of a batch (gradient accumulation).
         remat: stages whose activations are recomputed.
         state_bytes: size of parameters, optimizer state, EMA and statistics.
         state_whole_bytes: size of the whole state, not per chip.
-        multiply_adds_by_hand: multiply-adds that follow from the architecture.
+        multiply_adds_by_hand: multiply-adds that follow from the architecture; None for networks
+            that are not counted.
         compile_seconds: time of the compilation, without tracing and lowering.
-        memory: memory of the step; None if it does not fit.
-        cost: cost of the step; None if it does not fit.
+        memory: memory of the step; None if the compiler refused it.
+        cost: cost of the step; None if the compiler refused it.
         refusal: message of the compiler if the step does not fit, otherwise "".
-        program: the compiled program; None if it does not fit.
+        by_place: share of the time by stage and part (`places.place`).
+        by_kind: share of the time by kind of operation (`places.kind`).
     """
 
     topology: str
     device_kind: str
+    chip: Chip | None
     mesh: dict[str, int]
     batch_size: int
     accumulate: int
     remat: tuple[int, ...]
     state_bytes: int
     state_whole_bytes: int
-    multiply_adds_by_hand: int
+    multiply_adds_by_hand: int | None
     compile_seconds: float
     memory: Memory | None
-    cost: hlo.Cost | None
+    cost: tpu_cost.TpuCost | gpu_cost.GpuCost | None
     refusal: str
-    program: hlo.Program | None = dataclasses.field(default=None, repr=False)
+    by_place: dict[str, float] = dataclasses.field(default_factory=dict)
+    by_kind: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def chips(self) -> int:
@@ -85,24 +92,23 @@ class CompiledStep:
         return math.prod(self.mesh.values())
 
     @property
-    def chip(self) -> Chip | None:
-        """Specification of the chips; None if they are not in the table `CHIPS`."""
-        return CHIPS.get(self.device_kind)
+    def fits(self) -> bool:
+        """Whether the step fits into the memory of a chip, as far as it is known."""
+        if self.memory is None:
+            return False
+        return self.chip is None or self.memory.peak <= self.chip.memory_bytes
 
     @property
     def seconds(self) -> tuple[float, float] | None:
         """Estimated shortest and longest time of a step, in seconds.
 
         The shortest time assumes that all transfers overlap with computation. The longest time
-        assumes that none do. None means unknown: the chip is not in the table, or the compiler has
-        no estimate for a part of the program.
+        assumes that none do. None means unknown: the chip is not in the table, or a part of the
+        program has no estimate.
         """
         if self.cost is None or self.chip is None or self.cost.unknown:
             return None
-        computing = self.cost.cycles / self.chip.clock
-        computing += self.cost.moved_bytes / self.chip.memory_bandwidth
-        copying = self.cost.prefetched_bytes / self.chip.memory_bandwidth + self.link_seconds
-        return max(computing, copying), computing + copying
+        return self.cost.seconds(self.chip, self.link_seconds)  # type: ignore[arg-type]
 
     @property
     def link_seconds(self) -> float:
@@ -134,7 +140,9 @@ class CompiledStep:
         if self.seconds is None or self.cost is None or self.chip is None:
             return None
         fast, slow = self.seconds
-        needed = min(self.cost.multiply_adds, self.multiply_adds_by_hand)
+        needed = self.cost.multiply_adds
+        if self.multiply_adds_by_hand is not None:
+            needed = min(needed, self.multiply_adds_by_hand)
         at_peak = 2 * needed / self.chip.peak_flops
         return at_peak / fast, at_peak / slow
 
@@ -147,22 +155,32 @@ def _sent_share(kind: str, group: int) -> float:
     return 2 * share if kind == "all-reduce" else share
 
 
-def compile_for(task: Task, config: ml_collections.ConfigDict, topology: str) -> CompiledStep:
+def compile_for(
+    task: Task,
+    config: ml_collections.ConfigDict,
+    topology_name: str,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> CompiledStep:
     """Compiles a run's training step for a topology.
 
     Args:
         task: the task to train.
         config: config of the run.
-        topology: libtpu's name of a topology, such as `v5e:16x16`.
+        topology_name: the topology (`topology.devices`), such as `v5e:16x16` or `h100:8`.
+        say: called with a sentence at the beginning of every part of the work.
 
     Raises:
-        ValueError: the topology or the config is invalid, or libtpu is not installed.
+        ValueError: the topology or the config is invalid, or the compiler is not installed.
     """
-    mesh = make_mesh(**config.mesh, devices=topology_devices(topology))
+    mesh = make_mesh(**config.mesh, devices=topology.devices(topology_name))
     shards = batch_shards(mesh)
     task.check(config, batch_shards=shards, hosts=1, tensor=mesh.shape["tensor"])
+    device = mesh.devices.flat[0]
+    say(f"Tracing the step of {config.model.name} with {config.batch_size} images.")
     lowered, state = _lower(task, config, mesh)
     compiled, refusal, begin = None, "", time.perf_counter()
+    say(f"Compiling it for {mesh.size} × {device.device_kind}.")
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -170,10 +188,15 @@ def compile_for(task: Task, config: ml_collections.ConfigDict, topology: str) ->
             raise
         refusal = str(error)
     seconds = time.perf_counter() - begin
-    program = None if compiled is None else hlo.parse(compiled.as_text())
+    chip = topology.chip_of(device)
+    cost, by_place, by_kind = None, {}, {}
+    if compiled is not None:
+        say("Reading the compiled program.")
+        cost, by_place, by_kind = cost_of(hlo.parse(compiled.as_text()), chip)
     return CompiledStep(
-        topology=topology,
-        device_kind=mesh.devices.flat[0].device_kind,
+        topology=topology_name,
+        device_kind=device.device_kind,
+        chip=chip,
         mesh=dict(mesh.shape),
         batch_size=config.batch_size,
         accumulate=config.accumulate,
@@ -182,41 +205,36 @@ def compile_for(task: Task, config: ml_collections.ConfigDict, topology: str) ->
         state_whole_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         multiply_adds_by_hand=step_multiply_adds(config, mesh.size),
         compile_seconds=seconds,
-        memory=compiled and _memory(compiled),
-        cost=None if program is None else hlo.cost(program),
+        memory=compiled and memory_of(compiled),
+        cost=cost,
         refusal=refusal,
-        program=program,
+        by_place=by_place,
+        by_kind=by_kind,
     )
 
 
-def topology_devices(topology: str) -> list:
-    """Returns the devices of a topology, from libtpu.
+def cost_of(program: hlo.Program, chip: Chip | None):
+    """Returns the cost of a program, and the shares of its time by place and by kind."""
 
-    Raises:
-        ValueError: libtpu is not installed, or does not know the topology.
-    """
-    from jax.experimental import topologies
+    def kind(instruction):
+        return places.kind(program, instruction)
 
-    # Without these variables, libtpu queries the network for the type of the machine.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-    # No chip is used, so several compilations may run at the same time.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:
-        import importlib.util
-
-        hint = (
-            "expected a kind and a shape, such as v5e:16x16, v5p:4x4x4 or v6e:16x16."
-            if importlib.util.find_spec("libtpu")
-            else "the TPU compiler is not installed. Run pip install libtpu."
+    cost: tpu_cost.TpuCost | gpu_cost.GpuCost
+    if isinstance(chip, Gpu):
+        cost = gpu_cost.cost(program, chip)
+        times = cost.seconds_by(places.place), cost.seconds_by(kind)
+    else:
+        cost = tpu_cost.cost(program)
+        times = (
+            tpu_cost.cycles_by(program, places.place),
+            tpu_cost.cycles_by(program, kind),
         )
-        raise ValueError(
-            f"Invalid --compile_for={topology}: {hint} ({str(error).splitlines()[0]})"
-        ) from None
+    return cost, *map(_shares, times)
+
+
+def _shares(times: Counter[str]) -> dict[str, float]:
+    total = sum(times.values())
+    return {label: time / total for label, time in times.most_common()} if total else {}
 
 
 def _lower(task: Task, config: ml_collections.ConfigDict, mesh: Mesh):
@@ -231,7 +249,8 @@ def _lower(task: Task, config: ml_collections.ConfigDict, mesh: Mesh):
         epoch_steps=epoch_steps,
         mixing_group=mixing_group(config, batch_shards(mesh)),
     )
-    return step.lower(program.state, task.batch_shapes(config)), program.state
+    with topology.lowering_for(mesh.devices.flat[0]):
+        return step.lower(program.state, task.batch_shapes(config)), program.state
 
 
 def _bytes_a_device(state: TrainState) -> int:
@@ -241,112 +260,29 @@ def _bytes_a_device(state: TrainState) -> int:
     )
 
 
-def _memory(compiled) -> Memory:
+def memory_of(compiled) -> Memory:
+    """Returns the memory that a compiled program needs on each chip."""
     analysis = compiled.memory_analysis()
-    return Memory(
-        arguments=analysis.argument_size_in_bytes,
-        temporaries=analysis.temp_size_in_bytes,
-        peak=analysis.peak_memory_in_bytes,
-    )
+    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    # The GPU compiler has no peak. Results share the memory of the arguments that they replace.
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    peak = getattr(analysis, "peak_memory_in_bytes", 0) or arguments + results + temporaries
+    return Memory(arguments=arguments, temporaries=temporaries, peak=peak)
 
 
-def step_multiply_adds(config: ml_collections.ConfigDict, devices: int) -> int:
+def step_multiply_adds(config: ml_collections.ConfigDict, devices: int) -> int | None:
     """Returns the multiply-adds of a training step on one device, from the architecture.
 
     The sum includes the forward pass, twice as much for the gradients, the teacher's forward pass
     of MESA, and the recomputed stages. The first convolution has no gradient of its input.
+    None means that the network is not a classifier, and is not counted.
     """
-    count = multiply_adds(model_config(config))
+    network = model_config(config)
+    if not isinstance(network, FasterViTConfig):
+        return None
+    count = multiply_adds(network)
     passes = 3 + (config.mesa.weight > 0)
     again = [stage - 1 for stage in config.remat]
     per_image = passes * count.per_image - count.stem[0] + sum(count.stages[i] for i in again)
     per_pass = passes * count.per_pass + sum(count.positions[i] for i in again)
     return round(config.batch_size / devices * per_image + config.accumulate * per_pass)
-
-
-def describe(step: CompiledStep) -> str:
-    """Returns a report for the user."""
-    mesh = " × ".join(f"{axis}={size}" for axis, size in step.mesh.items())
-    lines = [
-        f"{step.topology}: {step.chips} × {step.device_kind}, mesh {mesh}",
-        f"batch           {step.batch_size} images in {step.accumulate} part(s); "
-        f"recomputed stages: {', '.join(map(str, step.remat)) or 'none'}",
-        f"state           {_gb(step.state_bytes)} per chip, {_gb(step.state_whole_bytes)} in total",
-    ]
-    if step.memory is None:
-        lines += [f"does not fit    {_short(step.refusal)}", f"suggestion      {_remedy(step)}"]
-    else:
-        lines.append(_memory_line(step.memory, step.chip))
-    if step.cost is not None:
-        lines += _cost_lines(step, step.cost)
-    lines.append(f"compiled in     {step.compile_seconds:.0f} s")
-    lines.append("All numbers are estimates of the compiler. Nothing was run.")
-    return "\n".join(lines)
-
-
-def _memory_line(memory: Memory, chip: Chip | None) -> str:
-    has = f" of {_gb(chip.memory_bytes)}" if chip else ""
-    return (
-        f"fits            {_gb(memory.peak)}{has} per chip at the peak: "
-        f"arguments {_gb(memory.arguments)}, temporaries {_gb(memory.temporaries)}"
-    )
-
-
-def _cost_lines(step: CompiledStep, cost: hlo.Cost) -> list[str]:
-    chip = step.chip
-    lines = [
-        f"multiply-adds   {cost.multiply_adds / 1e9:.1f} G per chip in the program, "
-        f"{step.multiply_adds_by_hand / 1e9:.1f} G from the architecture (with padding)"
-    ]
-    for (kind, group), (count, total) in sorted(cost.collectives.items()):
-        lines.append(f"collectives     {count} × {kind} of {group} chips: {_mb(total)} per chip")
-    images, share = step.images_per_second(), step.peak_share()
-    if step.seconds is None or images is None or share is None or chip is None:
-        reason = "; ".join(cost.unknown) or f"{step.device_kind} is not in the table of chips"
-        lines.append(f"step time       unknown: {reason}")
-        return lines
-    fast, slow = step.seconds
-    lines += [
-        f"step time       {1e3 * fast:.1f} to {1e3 * slow:.1f} ms: {cost.cycles:,} cycles at "
-        f"{chip.clock / 1e9:.2f} GHz, {_mb(cost.moved_bytes)} rearranged",
-        f"                at the same time {_mb(cost.prefetched_bytes)} prefetched from memory and "
-        f"at least {1e3 * step.link_seconds:.2f} ms of transfers between chips; "
-        f"{cost.small:,} instructions on small arrays are not counted",
-        f"images/s        {images[1]:,.0f} to {images[0]:,.0f}",
-        f"share of peak   {share[1]:.1%} to {share[0]:.1%} of {chip.peak_flops / 1e12:.0f} TFLOP/s "
-        f"({chip.source})",
-    ]
-    return lines
-
-
-def _short(refusal: str) -> str:
-    found = re.search(r"Ran out of memory.*", refusal)
-    return found.group(0) if found else refusal.splitlines()[0]
-
-
-def _remedy(step: CompiledStep) -> str:
-    """Suggests flags that reduce the memory of a step."""
-    memory = step.chip.memory_bytes if step.chip else math.inf
-    fsdp = step.mesh["fsdp"]
-    if step.state_bytes > memory / 4 and fsdp < step.chips // step.mesh["tensor"]:
-        split = step.state_bytes * fsdp
-        while fsdp < step.chips // step.mesh["tensor"] and split / fsdp > memory / 8:
-            fsdp *= 2
-        return (
-            f"the state needs {_gb(step.state_bytes)} per chip. Split it with "
-            f"--config.mesh.fsdp={fsdp}"
-        )
-    if len(step.remat) < 4:
-        return "recompute activations with --config.remat=(1,2,3,4)"
-    return (
-        f"use smaller parts with --config.accumulate={2 * step.accumulate}, a smaller "
-        "--config.batch_size, or a larger topology"
-    )
-
-
-def _gb(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
-
-
-def _mb(count: float) -> str:
-    return f"{count / 1e6:,.1f} MB"

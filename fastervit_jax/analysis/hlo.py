@@ -1,19 +1,18 @@
-"""Parse compiled XLA programs and estimate their cost.
+"""Parse compiled XLA programs: what runs, how often, and its multiply-adds.
 
-XLA prints an optimized program as text (`compiled.as_text()`). The TPU compiler adds an estimate of
-the cycles to most instructions. This module sums the estimates and does not underestimate:
+XLA prints an optimized program as text (`compiled.as_text()`). `tpu_cost` and `gpu_cost` estimate
+the time of what this module finds:
 
 - The body of a loop counts as often as it runs.
 - The most expensive branch of a conditional counts.
-- Parts without an estimate are listed.
 """
 
 import dataclasses
 import functools
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,22 +28,6 @@ COLLECTIVES = (
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2}
 _BYTES |= {"f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
-
-# Instructions that only name or annotate values and take no time.
-_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "domain"}
-_FREE |= {"opt-barrier", "partition-id", "replica-id", "iota"}
-# Custom calls of the TPU compiler that also take no time.
-_FREE_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast"}
-_FREE_CALLS |= {"GatherScatterIndicesBitpacked"}
-# A collective that overlaps with computation consists of a fusion that starts it, fusions that
-# compute and continue it, and a fusion that ends it. Each of them contains the collective.
-_STARTS, _ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
-# Collectives without a channel cannot be distinguished, so each of them counts.
-_NO_CHANNEL = -1
-# The TPU compiler's name of a fused all-reduce of which each chip keeps only its part.
-_REDUCES_AND_SCATTERS = "all-reduce-scatter"
-# Size of a vector register of a TPU. Instructions on fewer numbers have no cost; they are counted.
-_REGISTER = 8 * 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +76,15 @@ class Instruction:
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate of the time, in cycles of the chip, or None."""
+        """The TPU compiler's estimate of the time, in cycles of the chip, or None."""
         found = re.search(r'"estimated_cycles":"?(\d+)', self.attributes)
         return int(found.group(1)) if found else None
+
+    @property
+    def target(self) -> str:
+        """The function of a custom call, otherwise ""."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
 
     def called(self, attribute: str) -> str | None:
         """Returns the computation named by an attribute such as `body`, or None."""
@@ -152,31 +141,6 @@ class Executed:
     fused: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Cost of one run of a program on one device.
-
-    Attributes:
-        cycles: sum of the compiler's estimates, in cycles of the chip.
-        multiply_adds: multiply-adds of matrix products and convolutions, without padding.
-        collectives: maps (kind, number of devices) to (count, bytes). Bytes are the larger one of
-            input and output on one device.
-        moved_bytes: bytes read and written by instructions without an estimate that only move data.
-        prefetched_bytes: bytes copied between memories at the same time as the computation.
-        small: number of instructions without an estimate on at most 1024 numbers. They are not
-            included in `cycles`.
-        unknown: other parts without an estimate. If there are any, `cycles` is too small.
-    """
-
-    cycles: int
-    multiply_adds: int
-    collectives: dict[tuple[str, int], tuple[int, int]]
-    moved_bytes: int
-    prefetched_bytes: int
-    small: int
-    unknown: tuple[str, ...]
-
-
 def parse(text: str) -> Program:
     """Parses a program from the text of `compiled.as_text()`.
 
@@ -224,21 +188,29 @@ def _arrays(types: str) -> tuple[Array, ...]:
     )
 
 
-def executed(program: Program) -> tuple[list[Executed], list[str]]:
+Weight = Callable[[Sequence[Executed]], Any]
+"""Compares branches: the cost of what a branch executes, as a number or a tuple of numbers."""
+
+
+def executed(program: Program, weight: Weight) -> tuple[list[Executed], list[str]]:
     """Returns all executed instructions, and the loops with an unknown number of iterations.
 
     Rejection sampling (Gamma in jax.random) runs until all draws are accepted. Each draw is
     accepted with a probability of at least 0.95 (Marsaglia and Tsang, 2000). 8 iterations are
     counted. More are needed in only 1 of 10¹⁰ cases.
+
+    Args:
+        program: the program.
+        weight: the branch of a conditional with the largest weight counts.
     """
     unknown: list[str] = []
-    return list(_walk(program, program.entry, 1, False, unknown)), unknown
+    return list(_walk(program, program.entry, 1, False, weight, unknown)), unknown
 
 
 _REJECTION_ROUNDS = 8
 
 
-def _walk(program, name: str, times: int, fused: bool, unknown: list[str]) -> Iterator[Executed]:
+def _walk(program, name: str, times: int, fused: bool, weight, unknown) -> Iterator[Executed]:
     for instruction in program.computations[name]:
         yield Executed(instruction, times, name, fused)
         if instruction.opcode == "while":
@@ -249,111 +221,29 @@ def _walk(program, name: str, times: int, fused: bool, unknown: list[str]) -> It
                 unknown.append(f"a loop of unknown length, {instruction.op_name}")
             for part in ("condition", "body"):
                 inner = instruction.calls(part)
-                yield from _walk(program, inner, times * (rounds or 1), fused, unknown)
+                yield from _walk(program, inner, times * (rounds or 1), fused, weight, unknown)
         elif instruction.opcode == "conditional":
-            yield from _dearest(program, instruction, times, fused, unknown)
+            yield from _dearest(program, instruction, times, fused, weight, unknown)
         elif instruction.opcode in ("fusion", "call", "async-start"):
             # CPU programs call the parts of parallel loops with `to_apply`.
             inner = instruction.called("calls") or instruction.calls("to_apply")
             in_fusion = fused or instruction.opcode == "fusion"
-            yield from _walk(program, inner, times, in_fusion, unknown)
+            yield from _walk(program, inner, times, in_fusion, weight, unknown)
 
 
-def _dearest(program, conditional, times, fused, unknown) -> list[Executed]:
+def _dearest(program, conditional, times, fused, weight, unknown) -> list[Executed]:
     branches = []
     for branch in conditional.branches:
         reasons: list[str] = []
-        steps = list(_walk(program, branch, times, fused, reasons))
-        total = _total(program, steps, reasons)
-        branches.append(((total.cycles, total.multiply_adds), steps, reasons))
+        steps = list(_walk(program, branch, times, fused, weight, reasons))
+        branches.append((weight(steps), steps, reasons))
     _, steps, reasons = max(branches, key=lambda branch: branch[0])
     unknown += reasons
     return steps
 
 
-def cost(program: Program) -> Cost:
-    """Returns the cost of one run of a program on one device."""
-    steps, unknown = executed(program)
-    return _total(program, steps, unknown)
-
-
-def _total(program: Program, steps: list[Executed], unknown: list[str]) -> Cost:
-    arrays = _arrays_by_name(program)
-    started = _started(program)
-    cycles = moved = prefetched = small = products = 0
-    collectives: Counter[tuple[str, int]] = Counter()
-    collective_bytes: Counter[tuple[str, int]] = Counter()
-    missing: Counter[str] = Counter()
-    for step in steps:
-        instruction, times = step.instruction, step.times
-        products += times * multiply_adds(instruction, arrays)
-        kind = _collective(instruction)
-        if kind and step.fused:
-            kind = _fused_kind(program, step, kind, started)
-        if kind:
-            key = kind, _group_size(instruction)
-            collectives[key] += times
-            collective_bytes[key] += times * _collective_bytes(instruction, arrays)
-        if step.fused or kind:
-            continue
-        if instruction.cycles is not None:
-            cycles += times * instruction.cycles
-            continue
-        size = max((array.size for array in instruction.results), default=0)
-        total_bytes = sum(array.bytes for array in instruction.results)
-        what = _without_estimate(instruction)
-        if what == "fusion" and _is_collective(program, instruction.calls("calls")):
-            what = "free"  # runs on the links at the same time as the computation
-        if what == "prefetch":
-            prefetched += times * instruction.results[0].bytes
-        elif what == "free":
-            continue
-        elif size <= _REGISTER and what != "custom call":
-            small += times
-        elif what == "moves":
-            moved += times * 2 * total_bytes
-        elif what == "write":
-            # It is done in place. If a copy is needed, it is a separate `copy` instruction.
-            moved += times * 2 * arrays[instruction.operands[1]][0].bytes
-        else:
-            missing[f"{what} {_called_kind(instruction)}"] += times
-    return Cost(
-        cycles=cycles,
-        multiply_adds=products,
-        collectives={key: (collectives[key], collective_bytes[key]) for key in collectives},
-        moved_bytes=moved,
-        prefetched_bytes=prefetched,
-        small=small,
-        unknown=(*unknown, *(f"{count} × {name}" for name, count in missing.items())),
-    )
-
-
-def _without_estimate(instruction: Instruction) -> str:
-    """Returns the kind of an instruction without an estimate."""
-    opcode = instruction.opcode
-    if opcode in _FREE or opcode in ("while", "conditional", "call") or opcode.endswith("-done"):
-        return "free"
-    if opcode == "custom-call":
-        return "free" if _target(instruction) in _FREE_CALLS else "custom call"
-    if opcode in ("copy-start", "slice-start"):
-        return "prefetch"
-    if opcode in ("copy", "reshape", "transpose", "slice", "concatenate", "broadcast"):
-        return "moves"
-    if opcode == "dynamic-update-slice":
-        return "write"
-    return "free" if opcode == "async-start" else opcode
-
-
-def _target(instruction: Instruction) -> str:
-    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-    return found.group(1) if found else ""
-
-
-def _called_kind(instruction: Instruction) -> str:
-    return _target(instruction) or re.sub(r"[.\d]+$", "", instruction.name)
-
-
-def _arrays_by_name(program: Program) -> dict[str, tuple[Array, ...]]:
+def arrays_by_name(program: Program) -> dict[str, tuple[Array, ...]]:
+    """Returns the results of all instructions, by the name of the instruction."""
     return {i.name: i.results for body in program.computations.values() for i in body}
 
 
@@ -461,7 +351,7 @@ def multiply_adds(instruction: Instruction, arrays: dict[str, tuple[Array, ...]]
     """
     if instruction.opcode == "dot":
         left = arrays[instruction.operands[0]][0].shape
-        contracted = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        contracted = numbers(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         return instruction.results[0].size * math.prod(left[axis] for axis in contracted)
     if instruction.opcode != "convolution":
         return 0
@@ -473,16 +363,16 @@ def multiply_adds(instruction: Instruction, arrays: dict[str, tuple[Array, ...]]
     labels = found.groups()
     window = _window(instruction.attributes)
     groups = [
-        _number(rf"{kind}_group_count=(\d+)", instruction.attributes, 1)
+        number(rf"{kind}_group_count=(\d+)", instruction.attributes, 1)
         for kind in ("feature", "batch")
     ]
     total = left[labels[0].index("f")] // groups[0] * output[labels[2].index("f")]
     total *= left[labels[0].index("b")] // groups[1]
-    for number in range(len(window["size"])):
+    for axis in range(len(window["size"])):
         total *= _products_along(
-            output[labels[2].index(str(number))],
-            left[labels[0].index(str(number))],
-            *(window[key][number] for key in ("size", "stride", "pad", "lhs_dilate", "rhs_dilate")),
+            output[labels[2].index(str(axis))],
+            left[labels[0].index(str(axis))],
+            *(window[key][axis] for key in ("size", "stride", "pad", "lhs_dilate", "rhs_dilate")),
         )
     return total
 
@@ -490,7 +380,7 @@ def multiply_adds(instruction: Instruction, arrays: dict[str, tuple[Array, ...]]
 def _window(attributes: str) -> dict[str, list]:
     found = re.search(r"window=\{([^}]*)\}", attributes)
     fields = dict(field.split("=") for field in found.group(1).split()) if found else {}
-    size = [int(number) for number in fields["size"].split("x")] if fields else []
+    size = [int(size) for size in fields["size"].split("x")] if fields else []
     window: dict[str, list] = {"size": size}
     for key, default in (("stride", 1), ("lhs_dilate", 1), ("rhs_dilate", 1)):
         values = fields[key].split("x") if key in fields else [default] * len(size)
@@ -508,47 +398,14 @@ def _products_along(out, size, window, stride, pad, lhs_dilate, rhs_dilate) -> i
     return int((inside & (position % lhs_dilate == 0)).sum())
 
 
-def _collective(instruction: Instruction) -> str | None:
+def collective(instruction: Instruction) -> str | None:
+    """Returns the kind of a collective, or None for other instructions."""
     kind = instruction.opcode.removesuffix("-start")
     return kind if kind in COLLECTIVES else None
 
 
-def _root_target(program: Program, computation: str) -> str:
-    return _target(program.computations[computation][-1])
-
-
-def _is_collective(program: Program, computation: str) -> bool:
-    """Returns whether a fusion only is, starts or ends a collective."""
-    if computation.startswith(_REDUCES_AND_SCATTERS):
-        return True
-    return _root_target(program, computation) in (_STARTS, _ENDS)
-
-
-def _started(program: Program) -> set[int]:
-    """Returns the channels of the collectives that fusions start."""
-    return {
-        _channel(instruction)
-        for name, body in program.computations.items()
-        if body and _root_target(program, name) == _STARTS
-        for instruction in body
-        if _collective(instruction)
-    } - {_NO_CHANNEL}
-
-
-def _fused_kind(program: Program, step: Executed, kind: str, started: set[int]) -> str | None:
-    """Returns the kind of a collective in a fusion, or None if its start was counted."""
-    if step.computation.startswith(_REDUCES_AND_SCATTERS):
-        return "reduce-scatter"
-    if _root_target(program, step.computation) == _STARTS:
-        return kind
-    return None if _channel(step.instruction) in started else kind
-
-
-def _channel(instruction: Instruction) -> int:
-    return _number(r"channel_id=(\d+)", instruction.attributes, _NO_CHANNEL)
-
-
-def _collective_bytes(instruction: Instruction, arrays) -> int:
+def collective_bytes(instruction: Instruction, arrays: dict[str, tuple[Array, ...]]) -> int:
+    """Returns the larger one of input and output of a collective on one device, in bytes."""
     taken = sum(array.bytes for name in instruction.operands for array in arrays[name])
     given = sum(array.bytes for array in instruction.results)
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
@@ -556,7 +413,7 @@ def _collective_bytes(instruction: Instruction, arrays) -> int:
     return max(taken, given)
 
 
-def _group_size(instruction: Instruction) -> int:
+def group_size(instruction: Instruction) -> int:
     """Returns the number of devices in a group, or 0 if the program does not say it."""
     text = instruction.attributes
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
@@ -572,11 +429,13 @@ def _group_size(instruction: Instruction) -> int:
     return 2 if "source_target_pairs" in text else 0
 
 
-def _numbers(pattern: str, text: str) -> list[int]:
+def numbers(pattern: str, text: str) -> list[int]:
+    """Returns the numbers in the first match of a pattern, or an empty list."""
     found = re.search(pattern, text)
-    return [int(number) for number in found.group(1).split(",") if number] if found else []
+    return [int(each) for each in found.group(1).split(",") if each] if found else []
 
 
-def _number(pattern: str, text: str, default: int) -> int:
+def number(pattern: str, text: str, default: int) -> int:
+    """Returns the number in the first match of a pattern, or the default."""
     found = re.search(pattern, text)
     return int(found.group(1)) if found else default

@@ -1,7 +1,7 @@
 """Trains a network: fastervit train --config=NAME --workdir=DIR [--config.KEY=VALUE …].
 
-With --compile_for=TOPOLOGY, such as v5e:16x16, it trains nothing. It reports whether the run would
-fit that TPU pod, and how fast it would be. No TPU is needed for that.
+With --compile_for=TOPOLOGY, such as v5e:16x16 or h100:8, it trains nothing. It reports whether the
+run would fit these TPUs or GPUs, and how fast it would be. None of them is needed for that.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,9 @@ def command() -> Callable[[list[str]], None]:
         "workdir", None, "Directory, local or remote, for checkpoints, metrics and pictures."
     )
     topology = flags.DEFINE_string(
-        "compile_for", None, "TPU topology, such as v5e:16x16, to compile for instead of training."
+        "compile_for",
+        None,
+        "TPU topology, such as v5e:16x16, or GPUs, such as h100:8: only compile the step for them.",
     )
     join_hosts = define_host_flags()
     keep_programs = define_cache_flag()
@@ -32,9 +34,14 @@ def command() -> Callable[[list[str]], None]:
 
         task = task_of(config.value)
         if topology.value:
-            from fastervit_jax.analysis.compile_for import compile_for, describe
+            from fastervit_jax.analysis.compile_for import compile_for
+            from fastervit_jax.analysis.compile_report import describe
+            from fastervit_jax.commands.waiting import Waiting
 
-            print(describe(compile_for(task, config.value, topology.value)))
+            name = f"compile {config.value.model.name} for {topology.value}"
+            with Waiting(name) as waiting:
+                step = compile_for(task, config.value, topology.value, say=waiting.say)
+            print(describe(step))
             return
         if not workdir.value:
             raise ValueError("Missing --workdir: the directory for what the run writes.")

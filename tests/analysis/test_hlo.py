@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fastervit_jax.analysis import hlo
+from fastervit_jax.analysis import hlo, tpu_cost
 
 CYCLES = 'backend_config={{"window_config":{{"estimated_cycles":"{}"}}}}'
 
@@ -42,10 +42,10 @@ ENTER_LOOP = """
 """
 
 
-def _loop(last="10", direction="LT", name="jit(f)/while") -> hlo.Cost:
+def _loop(last="10", direction="LT", name="jit(f)/while") -> tpu_cost.TpuCost:
     loop = LOOP.replace("BODY", CYCLES.format(100)).replace("LAST", last)
     loop = loop.replace("DIRECTION", direction)
-    return hlo.cost(_program(ENTER_LOOP.replace("NAME", name), loop))
+    return tpu_cost.cost(_program(ENTER_LOOP.replace("NAME", name), loop))
 
 
 def test_a_body_counts_as_often_as_it_runs():
@@ -80,7 +80,7 @@ def test_of_a_conditional_the_dearer_branch_counts():
   %which = s32[] constant(0)
   ROOT %c = f32[64,64]{1,0} conditional(%which, %x, %x), branch_computations={%dear, %cheap}
 """
-    assert hlo.cost(_program(entry, others)).cycles == 50
+    assert tpu_cost.cost(_program(entry, others)).cycles == 50
 
 
 def test_what_has_no_estimate_is_named_and_never_free():
@@ -96,7 +96,7 @@ def test_what_has_no_estimate_is_named_and_never_free():
   %there = f32[64,64]{1,0} copy-done(%ahead)
   ROOT %odd.3 = f32[64,64]{1,0} cosine(%x)
 """
-    cost = hlo.cost(_program(entry))
+    cost = tpu_cost.cost(_program(entry))
     assert cost.unknown == ("1 × custom call my_kernel", "1 × cosine odd")
     assert cost.moved_bytes == 2 * 4 * 64**2 + 2 * 4 * 64
     assert cost.prefetched_bytes == 4 * 64**2
@@ -119,7 +119,7 @@ def test_collectives_are_told_by_kind_devices_and_bytes(groups, size):
   %sum = (f32[64,64]{{1,0}}, f32[8]{{0}}) all-reduce(%x, %y), {groups}, to_apply=%add
   ROOT %all = f32[256,64]{{1,0}} all-gather(%x), {groups}, dimensions={{0}}
 """
-    assert hlo.cost(_program(entry)).collectives == {
+    assert tpu_cost.cost(_program(entry)).collectives == {
         ("all-reduce", size): (1, 4 * (64**2 + 8)),
         ("all-gather", size): (1, 4 * 4 * 64**2),
     }
@@ -165,7 +165,7 @@ RUN_ASYNC = """
 def test_a_collective_beside_computing_counts_once_and_an_all_reduce_kept_in_part_by_its_name():
     """What the TPU compiler makes of fsdp: started, carried on inside a product, ended."""
     entry = RUN_ASYNC.replace("ESTIMATE", CYCLES.format(9))
-    cost = hlo.cost(_program(entry, ASYNC.replace("CARRIED", "7")))
+    cost = tpu_cost.cost(_program(entry, ASYNC.replace("CARRIED", "7")))
     assert cost.collectives == {
         ("all-gather", 4): (1, 2 * 4 * 512),
         ("reduce-scatter", 4): (1, 4 * 64**2),
@@ -175,12 +175,12 @@ def test_a_collective_beside_computing_counts_once_and_an_all_reduce_kept_in_par
 
 def test_collectives_without_a_channel_all_count():
     others = ASYNC.replace("channel_id=7, ", "").replace("channel_id=CARRIED, ", "")
-    cost = hlo.cost(_program(RUN_ASYNC.replace("ESTIMATE", CYCLES.format(9)), others))
+    cost = tpu_cost.cost(_program(RUN_ASYNC.replace("ESTIMATE", CYCLES.format(9)), others))
     assert cost.collectives["all-gather", 4] == (3, 3 * 2 * 4 * 512)
 
 
 def test_what_nothing_started_counts_and_computing_beside_a_collective_needs_an_estimate():
-    cost = hlo.cost(_program(RUN_ASYNC, ASYNC.replace("CARRIED", "9")))
+    cost = tpu_cost.cost(_program(RUN_ASYNC, ASYNC.replace("CARRIED", "9")))
     assert cost.collectives["all-gather", 4] == (2, 2 * 2 * 4 * 512)
     assert cost.unknown == ("1 × fusion b",)
 
@@ -190,8 +190,8 @@ def test_text_without_a_program_is_refused():
         hlo.parse("nothing")
 
 
-def _compiled(function, *arguments) -> hlo.Cost:
-    return hlo.cost(hlo.parse(jax.jit(function).lower(*arguments).compile().as_text()))
+def _compiled(function, *arguments) -> tpu_cost.TpuCost:
+    return tpu_cost.cost(hlo.parse(jax.jit(function).lower(*arguments).compile().as_text()))
 
 
 def test_multiply_adds_of_a_compiled_loop():
@@ -228,11 +228,11 @@ def test_multiply_adds_of_a_compiled_convolution_and_its_gradients(stride, group
     lowered = jax.jit(convolve).lower(images, kernel)
     # Before optimisation, in which XLA may turn a convolution into something else on CPUs.
     text = lowered.compiler_ir("hlo").as_hlo_text()
-    assert hlo.cost(hlo.parse(text)).multiply_adds == once
+    assert tpu_cost.cost(hlo.parse(text)).multiply_adds == once
 
     def loss(images, kernel):
         return (convolve(images, kernel) ** 2).sum()
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(images, kernel)
     text = gradient.compiler_ir("hlo").as_hlo_text()
-    assert hlo.cost(hlo.parse(text)).multiply_adds == 3 * once
+    assert tpu_cost.cost(hlo.parse(text)).multiply_adds == 3 * once

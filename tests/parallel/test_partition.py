@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from fastervit_jax.analysis import hlo
+from fastervit_jax.analysis import hlo, tpu_cost
 from fastervit_jax.models import variant_config
 from fastervit_jax.models.fastervit import abstract_model
 from fastervit_jax.parallel.mesh import make_mesh
@@ -36,7 +36,7 @@ def _traffic(mesh) -> tuple[dict, int, int]:
     """Bytes a step by kind of collective, of parameters, and of statistics."""
     _, state, compiled = run(mesh, group_size=2, steps=1)
     kinds: dict[str, int] = {}
-    for (kind, _), (_, total) in hlo.cost(hlo.parse(compiled.as_text())).collectives.items():
+    for (kind, _), (_, total) in tpu_cost.cost(hlo.parse(compiled.as_text())).collectives.items():
         kinds[kind] = kinds.get(kind, 0) + total
     sizes = (sum(a.nbytes for a in part.values()) for part in (state.params, state.statistics))
     return kinds, *sizes

@@ -1,13 +1,13 @@
-"""What the TPU compiler expects of the forward pass and the training step on one chip.
+"""Estimates of the forward pass and the training step on one TPU chip or GPU.
 
-    python benchmarks/tpu.py --models 0 --chips v5e:1x1 --programs forward step
+    python benchmarks/estimate.py --models 0 --chips v5e:1x1 --programs forward step
+    python benchmarks/estimate.py --models 0 1 2 3 4 5 6 --chips h100 --programs deployed step
 
-No TPU is needed (`pip install libtpu`), and nothing is run: all figures are the compiler's
-estimates, read as `train.py --compile_for` reads them (`analysis.hlo`): bodies of loops count
-as often as they run; with anything that has no estimate the total is unknown, and says of what.
+No device is needed, and nothing is run: all figures are estimates from the compiled program, as of
+`train.py --compile_for` (`analysis.tpu_cost`, `analysis.gpu_cost`). Bodies of loops count as often
+as they run. With anything that has no estimate the total is unknown, and the row says of what.
 
-Cycles are split by stage and by kind of operation: `products` (matrix products and convolutions,
-with what is fused to them), `reductions`, `elementwise`, `moves` (copies and changes of layout).
+The time is split by stage (`places`) and by kind of operation (`kinds`); see `analysis.places`.
 `gmacs` are the program's multiply-adds, `gmacs_by_hand` those of the architecture with the padding
 of convolutions; `ratio_peak` is the least time of the smaller of the two over the estimated time.
 """
@@ -21,15 +21,17 @@ import harness
 import jax
 import jax.numpy as jnp
 import networks
-import places
+from flax import nnx
 
-from fastervit_jax.analysis import hlo
-from fastervit_jax.analysis.chips import CHIPS, Chip
-from fastervit_jax.analysis.compile_for import topology_devices
+from fastervit_jax.analysis import gpu_cost, hlo, topology
+from fastervit_jax.analysis.chips import Chip, Gpu
+from fastervit_jax.analysis.compile_for import cost_of, memory_of
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.augmentation.device import AugmentationSettings
-from fastervit_jax.models import abstract_model, variant_config
+from fastervit_jax.models import FasterViT, abstract_model, variant_config
+from fastervit_jax.models.deploy import deployed
 from fastervit_jax.models.pure_model import PureModel, arrays_of
+from fastervit_jax.parallel.compiler import compiler_options
 from fastervit_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from fastervit_jax.runs.state import abstract_state
 from fastervit_jax.training.classification import ClassificationObjective
@@ -38,19 +40,25 @@ from fastervit_jax.training.step import StepSettings, compile_train_step, make_t
 
 
 def lower(program: str, name: str, batch: int, mesh):
-    """The forward pass, or the training step without mixing and erasing, for one chip."""
-    model = abstract_model(variant_config(name), dtype=jnp.bfloat16)
+    """The forward pass, that of the deployed network, or the step without mixing and erasing."""
+    config = variant_config(name)
+    model = abstract_model(config, dtype=jnp.bfloat16)
+    if program == "deployed":
+        model = nnx.eval_shape(
+            lambda: deployed(FasterViT(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+        )
     pure = PureModel(model)
     height, width = model.config.resolution
     everywhere, shared = replicated(mesh), batch_sharding(mesh)
-    if program == "forward":
+    if program != "step":
         arrays = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
             arrays_of(model),
         )
         shape = (batch, height, width, 3)
         images = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=shared)
-        return jax.jit(pure.infer).lower(*arrays, images)
+        options = compiler_options(mesh)
+        return jax.jit(pure.infer, compiler_options=options).lower(*arrays, images)
     optimizer = make_optimizer("adamw", learning_rate=1e-3, weight_decay=0.005)
     augmentation = AugmentationSettings(
         num_classes=model.config.num_classes,
@@ -73,30 +81,36 @@ def by_hand(program: str, name: str, batch: int) -> int:
     """Multiply-adds of the architecture; the first convolution has no gradient to its input."""
     count = multiply_adds(variant_config(name))
     forward = batch * count.per_image + count.per_pass
-    return forward if program == "forward" else 3 * forward - batch * count.stem[0]
+    return forward if program != "step" else 3 * forward - batch * count.stem[0]
 
 
 def figures(text: str, chip: Chip, needed: int) -> dict:
     """What a compiled program tells; `needed` are the multiply-adds by hand."""
-    program = hlo.parse(text)
-    cost = hlo.cost(program)
-    by_place, by_kind = places.split(program)
-    computing = cost.cycles / chip.clock + cost.moved_bytes / chip.memory_bandwidth
-    seconds = (
-        None if cost.unknown else max(computing, cost.prefetched_bytes / chip.memory_bandwidth)
-    )
-    return {
+    cost, by_place, by_kind = cost_of(hlo.parse(text), chip)
+    seconds, longest = (None, None) if cost.unknown else cost.seconds(chip, 0.0)
+    common = {
         "gmacs": cost.multiply_adds / 1e9,
         "gmacs_by_hand": needed / 1e9,
-        "mcycles": cost.cycles / 1e6,
         "ms": seconds and 1e3 * seconds,
+        "longest_ms": longest and 1e3 * longest,
         "ratio_peak": seconds and 2 * min(cost.multiply_adds, needed) / chip.peak_flops / seconds,
+        "unknown": list(cost.unknown),
+    }
+    if isinstance(cost, gpu_cost.GpuCost):
+        return common | {
+            "kernels": cost.launches,
+            "moved_gb": cost.bytes / 1e9,
+            "kinds": by_kind,
+            "places": by_place,
+        }
+    mcycles = cost.cycles / 1e6
+    return common | {
+        "mcycles": mcycles,
         "moved_mb": cost.moved_bytes / 1e6,
         "prefetched_mb": cost.prefetched_bytes / 1e6,
         "left_out": cost.small,
-        "unknown": list(cost.unknown),
-        "kinds": {name: cycles / 1e6 for name, cycles in by_kind.most_common()},
-        "places": {name: cycles / 1e6 for name, cycles in by_place.most_common()},
+        "kinds": {name: share * mcycles for name, share in by_kind.items()},
+        "places": {name: share * mcycles for name, share in by_place.items()},
     }
 
 
@@ -112,18 +126,23 @@ def main() -> None:
     flags.add_argument("--dump", type=Path, help="folder for the programs' text")
     arguments = flags.parse_args()
     record = None
-    for topology in arguments.chips:
-        devices = topology_devices(topology)
+    for name_of_chip in arguments.chips:
+        devices = topology.devices(name_of_chip)
+        chip = topology.chip_of(devices[0])
+        kind = "gpu" if isinstance(chip, Gpu) else "tpu"
         if record is None:
-            record = harness.Record("tpu", arguments, "estimate")
-            record.content["versions"]["libtpu"] = importlib.metadata.version("libtpu")
-        mesh, chip = make_mesh(devices=devices), CHIPS[devices[0].device_kind]
+            record = harness.Record(kind, arguments, "estimate")
+            compiler = "libtpu" if kind == "tpu" else "jax-cuda13-plugin"
+            record.content["versions"][compiler] = importlib.metadata.version(compiler)
+        mesh = make_mesh(devices=devices)
         for number in arguments.models:
             name = networks.name_of(number)
             for program in arguments.programs:
-                row = {"model": name, "chip": topology, "program": program}
+                row = {"model": name, "chip": name_of_chip, "program": program}
                 row["batch"] = arguments.batch
-                lowered, begin = lower(program, name, arguments.batch, mesh), time.perf_counter()
+                with topology.lowering_for(devices[0]):
+                    lowered = lower(program, name, arguments.batch, mesh)
+                begin = time.perf_counter()
                 try:
                     compiled = lowered.compile()
                 except jax.errors.JaxRuntimeError as error:
@@ -134,12 +153,12 @@ def main() -> None:
                 text = compiled.as_text()
                 if arguments.dump:
                     arguments.dump.mkdir(parents=True, exist_ok=True)
-                    (arguments.dump / f"{name}_{topology}_{program}.hlo").write_text(text)
-                peak = compiled.memory_analysis().peak_memory_in_bytes / 1e9
+                    (arguments.dump / f"{name}_{name_of_chip}_{program}.hlo").write_text(text)
+                peak = memory_of(compiled).peak / 1e9
                 row |= {"compile_seconds": time.perf_counter() - begin, "peak_gb": peak}
                 record.add(**row, **figures(text, chip, by_hand(program, name, arguments.batch)))
-    columns = ["model", "chip", "program", "batch", "gmacs", "mcycles", "ms", "ratio_peak"]
-    record.show([*columns, "moved_mb", "peak_gb", "kinds"])
+    columns = ["model", "chip", "program", "batch", "gmacs", "ms", "longest_ms", "ratio_peak"]
+    record.show([*columns, "peak_gb", "kinds"])
 
 
 if __name__ == "__main__":
