@@ -90,7 +90,7 @@ def table(rows: list[dict]) -> str:
         else:
             cost = row["cost"]
             cells += [
-                f"{row['memory']['peak'] / 2**30:.2f}",
+                f"{sum(row['memory'][part] for part in ('arguments', 'temporaries')) / 2**30:.2f}",
                 f"{cost['multiply_adds'] / 1e9:.0f}, {row['multiply_adds_by_hand'] / 1e9:.0f}",
                 f"{sum(each['bytes'] for each in cost['collectives']) / 1e6:.0f}",
             ]

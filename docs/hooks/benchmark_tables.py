@@ -113,7 +113,7 @@ def pods() -> str:
                 f"`{row['model']}`",
                 row["topology"],
                 " × ".join(str(size) for size in row["mesh"].values()),
-                f"{row['memory']['peak'] / 2**30:.1f}",
+                f"{sum(row['memory'][part] for part in ('arguments', 'temporaries')) / 2**30:.1f}",
                 f"{fast:.0f} to {slow:.0f}",
                 f"{slow_rate:,.0f} to {fast_rate:,.0f}",
             ]

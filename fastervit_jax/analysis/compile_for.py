@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from fastervit_jax.analysis import gpu_cost, hlo, places, topology, tpu_cost
 from fastervit_jax.analysis.chips import Chip, Gpu
+from fastervit_jax.analysis.compilation import Compilation
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.models.config import FasterViTConfig
 from fastervit_jax.parallel.mesh import batch_shards, make_mesh
@@ -36,13 +37,15 @@ class Memory:
     Attributes:
         arguments: the state and the batch.
         temporaries: arrays that only exist within the step.
-        peak: largest memory in use, as planned by the compiler. The GPU compiler plans the sum of
-            both.
     """
 
     arguments: int
     temporaries: int
-    peak: int
+
+    @property
+    def total(self) -> int:
+        """What the step needs. Its results replace the arguments."""
+        return self.arguments + self.temporaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,7 @@ class CompiledStep:
         """Whether the step fits into the memory of a chip, as far as it is known."""
         if self.memory is None:
             return False
-        return self.chip is None or self.memory.peak <= self.chip.memory_bytes
+        return self.chip is None or self.memory.total <= self.chip.memory_bytes
 
     @property
     def seconds(self) -> tuple[float, float] | None:
@@ -160,6 +163,7 @@ def compile_for(
     config: ml_collections.ConfigDict,
     topology_name: str,
     *,
+    memory_only: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> CompiledStep:
     """Compiles a run's training step for a topology.
@@ -168,6 +172,8 @@ def compile_for(
         task: the task to train.
         config: config of the run.
         topology_name: the topology (`topology.devices`), such as `v5e:16x16` or `h100:8`.
+        memory_only: stop as soon as the memory is known. The result has no cost. The compiler keeps
+            running in a thread: end the process.
         say: called with a sentence at the beginning of every part of the work.
 
     Raises:
@@ -178,17 +184,30 @@ def compile_for(
     task.check(config, batch_shards=shards, hosts=1, tensor=mesh.shape["tensor"])
     device = mesh.devices.flat[0]
     say(f"Tracing the step of {config.model.name} with {config.batch_size} images.")
-    lowered, state = _lower(task, config, mesh)
-    compiled, refusal, begin = None, "", time.perf_counter()
-    say(f"Compiling it for {mesh.size} × {device.device_kind}.")
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        refusal = str(error)
-    seconds = time.perf_counter() - begin
     chip = topology.chip_of(device)
+    compiled, refusal, memory = None, "", None
+    # On a mesh, kernels are lowered by the compiler.
+    with topology.lowering_for(device):
+        lowered, state = _lower(task, config, mesh)
+        say(f"Compiling it for {mesh.size} × {device.device_kind}.")
+        begin = time.perf_counter()
+        compilation = Compilation(lowered)
+        total = compilation.memory_bytes()
+        if total is not None:
+            arguments = _bytes_a_device(state) + _batch_bytes(task, config) // shards
+            memory = Memory(arguments, max(0, total - arguments))
+            say(f"It needs {total / 2**30:.2f} GiB of memory per chip.")
+        try:
+            if memory_only and memory is not None:
+                compilation.forget()
+            else:
+                compiled = compilation.result()
+                memory = memory_of(compiled)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            refusal = str(error)
+    seconds = time.perf_counter() - begin
     cost, by_place, by_kind = None, {}, {}
     if compiled is not None:
         say("Reading the compiled program.")
@@ -205,7 +224,7 @@ def compile_for(
         state_whole_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         multiply_adds_by_hand=step_multiply_adds(config, mesh.size),
         compile_seconds=seconds,
-        memory=compiled and memory_of(compiled),
+        memory=None if refusal else memory,
         cost=cost,
         refusal=refusal,
         by_place=by_place,
@@ -249,8 +268,14 @@ def _lower(task: Task, config: ml_collections.ConfigDict, mesh: Mesh):
         epoch_steps=epoch_steps,
         mixing_group=mixing_group(config, batch_shards(mesh)),
     )
-    with topology.lowering_for(mesh.devices.flat[0]):
-        return step.lower(program.state, task.batch_shapes(config)), program.state
+    return step.lower(program.state, task.batch_shapes(config)), program.state
+
+
+def _batch_bytes(task: Task, config: ml_collections.ConfigDict) -> int:
+    return sum(
+        math.prod(shape.shape) * shape.dtype.itemsize
+        for shape in task.batch_shapes(config).values()
+    )
 
 
 def _bytes_a_device(state: TrainState) -> int:
@@ -263,11 +288,11 @@ def _bytes_a_device(state: TrainState) -> int:
 def memory_of(compiled) -> Memory:
     """Returns the memory that a compiled program needs on each chip."""
     analysis = compiled.memory_analysis()
-    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-    # The GPU compiler has no peak. Results share the memory of the arguments that they replace.
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    peak = getattr(analysis, "peak_memory_in_bytes", 0) or arguments + results + temporaries
-    return Memory(arguments=arguments, temporaries=temporaries, peak=peak)
+    return Memory(
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes + results,
+    )
 
 
 def step_multiply_adds(config: ml_collections.ConfigDict, devices: int) -> int | None:

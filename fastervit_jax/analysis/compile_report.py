@@ -34,13 +34,13 @@ def _memory_lines(step: CompiledStep) -> list[str]:
     if memory is None:
         return [f"does not fit    {_short(step.refusal)}", f"suggestion      {_remedy(step)}"]
     needed = (
-        f"{_gb(memory.peak)}{f' of {_gb(chip.memory_bytes)}' if chip else ''} per chip at the "
-        f"peak: arguments {_gb(memory.arguments)}, temporaries {_gb(memory.temporaries)}"
+        f"{_gb(memory.total)}{f' of {_gb(chip.memory_bytes)}' if chip else ''} per chip: "
+        f"arguments {_gb(memory.arguments)}, temporaries {_gb(memory.temporaries)}"
     )
     if not step.fits:
         return [f"does not fit    {needed}", f"suggestion      {_remedy(step)}"]
     lines = [f"fits            {needed}"]
-    if isinstance(chip, Gpu) and memory.peak > _RESERVED * chip.memory_bytes:
+    if isinstance(chip, Gpu) and memory.total > _RESERVED * chip.memory_bytes:
         lines.append("                set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95: JAX reserves 75 %")
     return lines
 

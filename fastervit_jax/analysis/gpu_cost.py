@@ -241,7 +241,7 @@ def _products(program: Program, instruction: Instruction, arrays) -> dict[str, i
         return _counted(instruction, count, arrays)
     if target.startswith(_CONVOLUTION):
         return _counted(instruction, _convolution(instruction, arrays), arrays)
-    if target == _TRITON and "window_attention" in instruction.op_name:
+    if target == _TRITON and _is_attention(instruction, arrays):
         return _counted(instruction, _attention(instruction, arrays), arrays)
     return {} if target in _PASSES else None
 
@@ -264,6 +264,15 @@ def _convolution(instruction: Instruction, arrays) -> int:
         instruction, opcode="convolution", operands=("images",), results=(output,)
     )
     return hlo.multiply_adds(forward, {"images": (images,)})
+
+
+def _is_attention(instruction: Instruction, arrays) -> bool:
+    """Returns whether a kernel of Triton is one of `models/attention_kernel.py`.
+
+    On a mesh, the name of the kernel is lost, and that of the layer is left.
+    """
+    shape = arrays[instruction.operands[0]][0].shape
+    return "attention" in instruction.op_name and len(shape) == 5 and shape[2] == 3
 
 
 def _attention(instruction: Instruction, arrays) -> int:

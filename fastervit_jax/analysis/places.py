@@ -28,7 +28,7 @@ def kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
     if instruction.opcode == "custom-call":
         if instruction.target.startswith(("__cublas", "__cudnn$conv")):
             return "products"
-        return "attention" if "window_attention" in instruction.op_name else "other"
+        return "attention" if "attention" in instruction.op_name else "other"
     inside = [instruction]
     if instruction.opcode == "fusion":
         inside = list(program.computations[instruction.calls("calls")])

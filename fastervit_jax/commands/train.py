@@ -4,6 +4,7 @@ With --compile_for=TOPOLOGY, such as v5e:16x16 or h100:8, it trains nothing. It 
 run would fit these TPUs or GPUs, and how fast it would be. None of them is needed for that.
 """
 
+import os
 from collections.abc import Callable
 
 from absl import flags
@@ -26,6 +27,9 @@ def command() -> Callable[[list[str]], None]:
         None,
         "TPU topology, such as v5e:16x16, or GPUs, such as h100:8: only compile the step for them.",
     )
+    memory_only = flags.DEFINE_bool(
+        "memory_only", False, "With --compile_for: stop as soon as the memory of the step is known."
+    )
     join_hosts = define_host_flags()
     keep_programs = define_cache_flag()
 
@@ -38,10 +42,19 @@ def command() -> Callable[[list[str]], None]:
             from fastervit_jax.analysis.compile_report import describe
             from fastervit_jax.commands.waiting import Waiting
 
-            name = f"compile {config.value.model.name} for {topology.value}"
+            what = "find the memory of" if memory_only.value else "compile"
+            name = f"{what} {config.value.model.name} for {topology.value}"
             with Waiting(name) as waiting:
-                step = compile_for(task, config.value, topology.value, say=waiting.say)
-            print(describe(step))
+                step = compile_for(
+                    task,
+                    config.value,
+                    topology.value,
+                    memory_only=memory_only.value,
+                    say=waiting.say,
+                )
+            print(describe(step), flush=True)
+            if memory_only.value:
+                os._exit(0)  # the compiler may still be at work in a thread
             return
         if not workdir.value:
             raise ValueError("Missing --workdir: the directory for what the run writes.")

@@ -1,6 +1,7 @@
 """Compiling for pods that are not there. What needs libtpu is skipped where it is not installed."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from fastervit_jax.analysis import hlo, topology, tpu_cost
-from fastervit_jax.analysis.chips import TPUS
+from fastervit_jax.analysis.chips import GPUS, TPUS
+from fastervit_jax.analysis.compilation import Compilation
 from fastervit_jax.analysis.compile_for import CompiledStep, Memory, step_multiply_adds
 from fastervit_jax.analysis.compile_report import describe
 from fastervit_jax.analysis.multiply_adds import multiply_adds
@@ -45,7 +47,7 @@ def _step(**changes) -> CompiledStep:
         state_whole_bytes=2**29,
         multiply_adds_by_hand=110_000_000_000,
         compile_seconds=60.0,
-        memory=Memory(2**29, 2**29, 2**30),
+        memory=Memory(2**29, 2**29),
         cost=cost,
         refusal="",
     )
@@ -141,3 +143,57 @@ def test_an_unknown_topology_is_refused():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: Invalid --compile_for=v5e:9x9x9: ")
+
+
+@pytest.mark.parametrize("name", ["gtx1080", "h100:0", "h100:x", "h100:8:2"])
+def test_an_unknown_gpu_lists_those_known(name):
+    with pytest.raises(ValueError, match=f"Invalid --compile_for={name}: .* a100, h100"):
+        topology.devices(name)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is not None, reason="the GPU compiler is there"
+)
+def test_a_missing_gpu_compiler_is_named():
+    with pytest.raises(ValueError, match=r"Run pip install jax-cuda13-plugin==\d"):
+        topology.devices("h100")
+
+
+def test_a_step_larger_than_the_gpu_does_not_fit():
+    card = GPUS["h100"]
+    on_gpu = dict(device_kind=card.name, chip=card, cost=None)
+    text = describe(_step(memory=Memory(2**30, 80 * 2**30), **on_gpu))
+    assert "does not fit    81.00 GiB of 79.10 GiB per chip" in text
+    assert "--config.remat=(1,2,3,4)" in text
+    text = describe(_step(memory=Memory(2**30, 69 * 2**30), **on_gpu))
+    assert "fits            70.00 GiB of 79.10 GiB per chip" in text
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in text
+
+
+def test_memory_is_known_before_the_program():
+    """Of a program on a CPU: the compiler's report and the compiled program name one number."""
+    lowered = jax.jit(lambda a: jnp.sort(a @ a, axis=0) @ a).lower(jnp.ones((128, 128)))
+    compilation = Compilation(lowered)
+    total = compilation.memory_bytes()
+    analysis = compilation.result().memory_analysis()
+    parts = ("argument_size_in_bytes", "temp_size_in_bytes", "output_size_in_bytes")
+    assert total == pytest.approx(sum(getattr(analysis, part) for part in parts), rel=0.01)
+    assert compilation.memory_bytes() is None  # the report is removed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="needs the GPU compiler: pip install jax-cuda13-plugin jax-cuda13-pjrt",
+)
+def test_train_py_compiles_for_gpus_without_training(tmp_path):
+    command = [sys.executable, "train.py", "--config=configs/smoke.py", "--compile_for=h100:2"]
+    command += ["--config.batch_size=32", "--config.group_size=16"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "h100:2: 2 × NVIDIA H100 80GB HBM3, mesh data=2 × fsdp=1 × tensor=1" in result.stdout
+    assert "all-reduce of 2 chips" in result.stdout
+    assert " ms: every kernel at the limit" in result.stdout
+    assert "Compiling it for 2 × NVIDIA H100" in result.stderr
