@@ -292,7 +292,45 @@ def gpu_step() -> str:
     return _table(["model", "images/s", "ms", "ours / eager", "ours / compiled"], lines)
 
 
+def _estimates(program: str, measured: dict[int, float]) -> str:
+    lines = []
+    for row in _rows(f"gpu_estimate_{program}"):
+        took = measured.get(int(row["model"].split("_")[2]))
+        lines.append(
+            [
+                f"`{row['model']}`",
+                f"{row['kernels']:,}",
+                f"{row['moved_gb']:.1f}",
+                "unknown" if row["ms"] is None else f"{row['ms']:.1f} to {row['longest_ms']:.1f}",
+                "–" if took is None else f"{took:.1f}",
+                _ratio(took / row["longest_ms"] if took and row["longest_ms"] else None),
+            ]
+        )
+    columns = ["model", "kernels", "GB moved", "estimate, ms", "measured, ms"]
+    return _table([*columns, "measured / longer estimate"], lines)
+
+
+def gpu_estimate_forward() -> str:
+    """Estimates of the deployed forward pass of 128 images on an H100, beside measurements."""
+    rows = [row for row in _gpu("ours") if row["batch"] == 128 and "step" not in row["name"]]
+    return _estimates("forward", _fastest_by_model(rows))
+
+
+def gpu_estimate_step() -> str:
+    """Estimates of the training step of 128 images on an H100, beside measurements."""
+    return _estimates("step", _fastest_by_model(_gpu("ours_step")))
+
+
+def _fastest_by_model(rows: list[dict]) -> dict[int, float]:
+    fastest: dict[int, float] = {}
+    for row in rows:
+        fastest[row["model"]] = min(row["ms"], fastest.get(row["model"], row["ms"]))
+    return fastest
+
+
 TABLES = {
+    "gpu_estimate_forward": gpu_estimate_forward,
+    "gpu_estimate_step": gpu_estimate_step,
     "gpu_inference": gpu_inference,
     "gpu_step": gpu_step,
     "inference_cpu": inference_cpu,

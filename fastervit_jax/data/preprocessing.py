@@ -29,9 +29,9 @@ class Preprocessing:
         crop_fraction: size of the crop divided by the size of the resized image.
         mean: mean of each channel, for values from 0 to 1.
         std: standard deviation of each channel, for values from 0 to 1.
-        short_side: detectors: length of the short side after resizing, without a crop; None: as
-            above.
-        long_side: detectors: largest length of the long side.
+        short_side: detectors and segmenters: length of the short side after resizing, without a
+            crop; None: as above.
+        long_side: detectors and segmenters: largest length of the long side.
     """
 
     resolution: tuple[int, int]
@@ -52,6 +52,8 @@ _CROPS: dict[str, tuple[CropMode, float]] = {
     "faster_vit_4_21k_512": ("squash", 1.0),
     "faster_vit_4_21k_768": ("squash", 0.93),
 }
+# Short and long side of the images of the other tasks, as in COCO's and ADE20K's evaluations.
+_SIDES = {"detection": (800, 1333), "segmentation": (512, 2048)}
 _USUAL_CROP: tuple[CropMode, float] = ("center", 1.0)
 
 ROBUSTNESS_CROP: tuple[CropMode, float] = ("center", 0.875)
@@ -72,7 +74,7 @@ def default_preprocessing(name: str, resolution: tuple[int, int] | None = None) 
     own_resolution = network_config(name).resolution
     matching = (crop for prefix, crop in _CROPS.items() if name.startswith(prefix))
     mode, fraction = next(matching, _USUAL_CROP)
-    sides = (800, 1333) if family_of(name).task == "detection" else (None, None)
+    sides = _SIDES.get(family_of(name).task, (None, None))
     return Preprocessing(
         resolution or own_resolution, mode, fraction, short_side=sides[0], long_side=sides[1]
     )
@@ -111,3 +113,17 @@ def normalize(
     scaled_mean = jnp.array([255 * m for m in mean], jnp.float32)
     scaled_std = jnp.array([255 * s for s in std], jnp.float32)
     return ((images.astype(jnp.float32) - scaled_mean) / scaled_std).astype(dtype)
+
+
+def normalize_padded(images: jax.Array, sizes: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Normalizes padded images by ImageNet's mean and deviation; padding becomes 0.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        sizes: (height, width) of the part of each image, from the top left, that is no padding,
+            int [N, 2].
+        dtype: dtype of the result.
+    """
+    rows = jnp.arange(images.shape[1])[None, :, None] < sizes[:, 0, None, None]
+    columns = jnp.arange(images.shape[2])[None, None, :] < sizes[:, 1, None, None]
+    return jnp.where((rows & columns)[..., None], normalize(images, dtype=dtype), 0)

@@ -56,6 +56,10 @@ def default_config() -> ml_collections.ConfigDict:
             "encoder_layers": optional(int),  # detectors: layers of the encoder
             "decoder_layers": optional(int),  # detectors: layers of the decoder
             "queries": optional(int),  # detectors: boxes that are returned for each image
+            "channels": optional(int),  # segmenters: width of the decoder
+            "auxiliary_channels": optional(int),  # segmenters: width of the auxiliary head; 0: none
+            "map_norms": optional(bool),  # segmenters: a layer norm on each map of the backbone
+            "head_dropout": optional(float),  # segmenters: dropout of channels before classifiers
         }
     )
 
@@ -116,6 +120,18 @@ def default_config() -> ml_collections.ConfigDict:
             "queries": 200,  # detection: about how many denoising queries; 0: none
             "label_noise": 0.25,  # probability that the class of one is redrawn
             "box_noise": 0.4,  # largest move of a corner, as a share of half the side
+        }
+    )
+    config.segmentation = ml_collections.ConfigDict(
+        {
+            # Segmentation. Training images are resized to these sides times a drawn factor, and
+            # cropped to the model's resolution. Evaluation uses the long side too.
+            "short_side": 512,
+            "long_side": 2048,
+            "ratio": (0.5, 2.0),  # smallest and largest factor
+            "max_class_share": 0.75,  # largest share of one class in a crop, within ten draws
+            "distort": True,  # change brightness, contrast, saturation and hue
+            "auxiliary_weight": 0.4,  # weight of the auxiliary head's loss
         }
     )
     config.rand_augment = "rand-m9-mstd0.5-inc1"  # RandAugment in timm's notation; empty: none
@@ -187,7 +203,13 @@ def default_config() -> ml_collections.ConfigDict:
             "batch_size": 1024,  # images per batch, over all hosts
             "crop_fraction": 0.875,  # share of the resized image that is cropped
             "crop_mode": "center",  # center keeps the aspect; squash ignores it
-            "short_side": 800,  # detection: length of the short side
+            "short_side": 800,  # detection and segmentation: length of the short side
+            "mode": "slide",  # segmentation: slide (windows of the model's size) or whole
+            "stride": optional(
+                int
+            ),  # segmentation: pixels between windows; None: 2/3 of their side
+            "scales": (1.0,),  # segmentation: factors on the sides; several are averaged
+            "flip": False,  # segmentation: also average over mirrored images
         }
     )
     config.checkpoint = ml_collections.ConfigDict(
@@ -279,7 +301,7 @@ def check_config(
     if not 0 <= config.seed < 2**32:
         raise _refused("seed", config.seed, "an integer from 0 to 2**32 - 1")
 
-    for key in ("crop.scale", "crop.ratio"):
+    for key in ("crop.scale", "crop.ratio", "segmentation.ratio"):
         _check(
             config,
             key,
@@ -302,6 +324,7 @@ def check_config(
         ("data.exif", ("ignore", "apply")),
         ("optimizer.name", ("adamw", "lamb", "sgd")),
         ("evaluation.crop_mode", ("center", "squash")),
+        ("evaluation.mode", ("slide", "whole")),
         ("optimizer.schedule", ("cosine", "poly", "step")),
         ("checkpoint.best_metric", metrics),
     ):
@@ -321,6 +344,8 @@ def check_config(
         "data.max_boxes",
         "data.bucket_window",
         "resize.long_side",
+        "segmentation.short_side",
+        "segmentation.long_side",
     ):
         _check(config, key, lambda value: value >= 1, "1 or more")
     for key in (
@@ -336,6 +361,7 @@ def check_config(
         "cutmix_alpha",
         "denoising.queries",
         "denoising.box_noise",
+        "segmentation.auxiliary_weight",
     ):
         _check(config, key, lambda value: value >= 0, "0 or more")
     for key in (
@@ -346,6 +372,7 @@ def check_config(
         "erasing_probability",
         "denoising.label_noise",
         "resize.crop_probability",
+        "segmentation.max_class_share",
     ):
         _check(config, key, lambda value: 0 <= value <= 1, "a number from 0 to 1")
     _check(

@@ -3,10 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from fastervit_jax.data.sources.masks import IGNORE
 from fastervit_jax.segmentation.resize import resize
-
-IGNORE = 255
-"""The value of a mask's pixels that count for nothing."""
 
 
 def segmentation_cross_entropy(

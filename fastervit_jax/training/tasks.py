@@ -5,9 +5,14 @@ import ml_collections
 from fastervit_jax.models import family_of
 from fastervit_jax.training.classification import Classification
 from fastervit_jax.training.detection import Detection
+from fastervit_jax.training.segmentation import Segmentation
 from fastervit_jax.training.task import Task
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "detection": Detection}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "detection": Detection,
+    "segmentation": Segmentation,
+}
 """Tasks by name. A config without the key `task` is one of classification."""
 
 

@@ -48,7 +48,7 @@ class TfdsSource:
 
         info, builder = self._builder()
         self._image, self._label = self._feature_names(info)
-        self._class_names = tuple(info.features[self._label].names)
+        self._class_names = self._names_of(info)
         try:
             empty = info.splits[self._split].num_examples == 0
         except ValueError as error:
@@ -60,8 +60,17 @@ class TfdsSource:
             raise ValueError(f"tfds:{self._name}@{self._split} has no images. Use a larger slice.")
         _allow_open_files(len(info.splits[self._split].file_instructions))
         self._records = builder.as_data_source(
-            self._split, decoders={self._image: tfds.decode.SkipDecoding()}
+            self._split,
+            decoders={
+                name: tfds.decode.SkipDecoding()
+                for name in (self._image, self._label)
+                if isinstance(info.features[name], tfds.features.Image)
+            },
         )
+
+    def _names_of(self, info: Any) -> tuple[str, ...]:
+        """Returns the names of the classes."""
+        return tuple(info.features[self._label].names)
 
     def _builder(self) -> tuple[Any, Any]:
         from google.protobuf import json_format
@@ -123,6 +132,11 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
+        record, key = self._record(index)
+        return Example(record[self._image], int(record[self._label]), key)
+
+    def _record(self, index: int) -> tuple[dict[str, Any], str]:
+        """Returns a record, and its name for messages."""
         if not 0 <= index < len(self):
             raise IndexError(f"Record {index} is out of range: the split has {len(self)} records.")
         key = f"tfds:{self._name}@{self._split} record {index}"
@@ -137,7 +151,7 @@ class TfdsSource:
         file_name = record.get("file_name")
         if isinstance(file_name, bytes):
             key += f" ({file_name.decode(errors='replace')})"
-        return Example(record[self._image], int(record[self._label]), key)
+        return record, key
 
     # Worker processes open the data set themselves, because TFDS objects are not passed to them.
     def __getstate__(self) -> dict[str, str]:
