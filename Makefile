@@ -1,5 +1,6 @@
 # make quickstart   trains a small FasterViT on scanned digits and evaluates it
 # make detect       trains a small DINO on digits scattered on photographs and evaluates it
+# make segment      trains a small UperNet on the same images and evaluates it
 # make test         lint, types and tests
 # make test-slow    the tests that take too long for every change
 # make docs         builds the documentation site into site/
@@ -16,11 +17,12 @@ REFERENCE ?= yes
 JAX ?=
 WORKDIR ?= runs/digits
 DETECTION ?= runs/detect_digits
+SEGMENTATION ?= runs/segment_digits
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart detect test test-slow lint docs wheel clean
+.PHONY: quickstart detect segment test test-slow lint docs wheel clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -31,6 +33,11 @@ detect: $(VENV)/installed
 	$(BIN)/python train.py --config=configs/detect_digits.py --workdir=$(DETECTION)
 	$(BIN)/python eval.py --weights=$(DETECTION) --batch_size=16 --report=$(DETECTION)/report
 	@echo "Look at $(DETECTION)/curves.png, predictions.png and report/report.html"
+
+segment: $(VENV)/installed
+	$(BIN)/python train.py --config=configs/segment_digits.py --workdir=$(SEGMENTATION)
+	$(BIN)/python eval.py --weights=$(SEGMENTATION) --report=$(SEGMENTATION)/report
+	@echo "Look at $(SEGMENTATION)/curves.png, predictions.png and report/report.html"
 
 test: lint
 	$(PYTEST) -m "not slow"

@@ -3,10 +3,10 @@
 import dataclasses
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,10 @@ from fastervit_jax.data.preprocessing import normalize
 from fastervit_jax.detection import DINO
 from fastervit_jax.detection import run as detection
 from fastervit_jax.models import FasterViT
+from fastervit_jax.segmentation import UperNet
+from fastervit_jax.segmentation import run as segmentation
 
+Decoded = TypeVar("Decoded")
 ImageLike = str | Path | bytes | Image.Image | np.ndarray
 """A file or a folder, an encoded image, a Pillow image, or uint8 pixels [height, width(, 3)]."""
 
@@ -74,6 +77,29 @@ class DetectedObjects:
     error: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassMap:
+    """The class of each pixel of one image.
+
+    Attributes:
+        image: the file, or "image 3" for the fourth image that came from no file.
+        classes: int32 [height, width], in the image's own pixels.
+        names: names of all classes of the model, in the order of their numbers.
+        error: why the image could not be read; the other attributes are empty then.
+    """
+
+    image: str
+    classes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    names: tuple[str, ...] = ()
+    error: str | None = None
+
+    def shares(self) -> dict[str, float]:
+        """Share of the image of each class that it shows, largest first."""
+        labels, counts = np.unique(self.classes, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {self.names[labels[i]]: float(counts[i] / self.classes.size) for i in order}
+
+
 def predict(
     model: Any,
     images: ImageLike | Iterable[ImageLike],
@@ -84,8 +110,11 @@ def predict(
     show_progress: bool = False,
     transparency: Literal["drop", "white", "black"] = "drop",
     exif: Literal["ignore", "apply"] = "apply",
+    mode: Literal["slide", "whole"] = "slide",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> list[Any]:
-    """Classifies images, or detects objects, with the model's own preprocessing and class names.
+    """Classifies images, detects objects or segments images, each with the model's own names.
 
     An image that cannot be read does not stop the others. Its prediction has an `error`.
 
@@ -99,10 +128,14 @@ def predict(
         transparency: what becomes of transparent pixels (`fastervit_jax.data.Decoding`).
         exif: "apply" turns photographs upright, according to their EXIF orientation. "ignore"
             classifies them as they are stored, as evaluation does by default.
+        mode: segmenters: "slide" averages windows of the model's size; "whole" segments an image
+            at once.
+        scales: segmenters: factors on the image size; with several, the results are averaged.
+        flip: segmenters: also average over mirrored images.
 
     Returns:
-        One `Prediction` of a classifier, or `DetectedObjects` of a detector, per image, in order;
-        the images of a folder are sorted by path.
+        One `Prediction` of a classifier, `DetectedObjects` of a detector or `ClassMap` of a
+        segmenter per image, in order; the images of a folder are sorted by path.
 
     Raises:
         ValueError: there is no image, an item is not an image, or the model has no head.
@@ -115,6 +148,11 @@ def predict(
     decoding = Decoding(transparency, exif)
     if isinstance(model, DINO):
         return _detected(model, items, least_score, show_progress, decoding)
+    if isinstance(model, UperNet):
+        settings = segmentation.inference_settings(
+            model, mode=mode, scales=tuple(scales), flip=flip
+        )
+        return _segmented(model, items, settings, show_progress, decoding)
     names = class_names(model)
     transform = dataclasses.replace(_transform(model), decoding=decoding)
     take_seen()
@@ -127,7 +165,7 @@ def predict(
     ):
         for start in range(0, len(items), batch_size):
             chunk = items[start : start + batch_size]
-            decoded = list(pool.map(lambda item: _decoded(item[1], transform), chunk))
+            decoded = list(pool.map(lambda item: _readable(item[1], transform), chunk))
             readable = [pixels for pixels in decoded if not isinstance(pixels, str)]
             probabilities = iter(_probabilities_of(model, readable, batch_size))
             for (name, _), pixels in zip(chunk, decoded, strict=True):
@@ -152,13 +190,9 @@ def _detected(
     results = []
     take_seen()
     for name, item in tqdm(items, unit=" images", disable=None if show_progress else True):
-        try:
-            image = decode_rgb(_encoded(item), decoding)
-        except DamagedImageError as error:
-            results.append(DetectedObjects(name, error=str(error)))
-            continue
-        except OSError as error:
-            results.append(DetectedObjects(name, error=error.strerror or str(error)))
+        image = _decoded(item, decoding)
+        if isinstance(image, str):
+            results.append(DetectedObjects(name, error=image))
             continue
         ((_, found),) = detection.detect_on_images(model, [image])
         kept = found.scores >= least_score
@@ -172,6 +206,28 @@ def _detected(
                 boxes=tuple(tuple(box) for box in found.boxes[kept].tolist()),
             )
         )
+    for sentence in describe_seen(take_seen(), decoding):
+        warnings.warn(sentence, stacklevel=3)
+    return results
+
+
+def _segmented(
+    model: UperNet,
+    items: Sequence[tuple[str, ImageLike]],
+    settings: segmentation.InferenceSettings,
+    show_progress: bool,
+    decoding: Decoding,
+) -> list[ClassMap]:
+    names = tuple(segmentation.class_names(model))
+    results = []
+    take_seen()
+    for name, item in tqdm(items, unit=" images", disable=None if show_progress else True):
+        image = _decoded(item, decoding)
+        if isinstance(image, str):
+            results.append(ClassMap(name, error=image))
+            continue
+        (classes,) = segmentation.segment_images(model, [image], settings, batch_size=1)
+        results.append(ClassMap(name, classes, names))
     for sentence in describe_seen(take_seen(), decoding):
         warnings.warn(sentence, stacklevel=3)
     return results
@@ -270,10 +326,15 @@ def _from_pixels(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _decoded(image: ImageLike, transform: EvalTransform) -> np.ndarray | str:
-    """The pixels of an image, or the reason why it cannot be read."""
+def _decoded(image: ImageLike, decoding: Decoding) -> Image.Image | str:
+    """The RGB image, or the reason why it cannot be read."""
+    return _readable(image, lambda encoded: decode_rgb(encoded, decoding))
+
+
+def _readable(image: ImageLike, decode: Callable[[bytes], Decoded]) -> Decoded | str:
+    """What `decode` makes of an image, or the reason why it cannot be read."""
     try:
-        return transform(_encoded(image))
+        return decode(_encoded(image))
     except DamagedImageError as error:
         return str(error)
     except OSError as error:

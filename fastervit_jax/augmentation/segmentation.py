@@ -33,7 +33,7 @@ class MaskTransform:
         long_side: largest length of the long side that the factor changes.
         ratio: smallest and largest factor of the random resize.
         max_class_share: a crop should have at most this share of its labeled pixels in one class;
-            the last of ten draws is taken as it is.
+            the last of ten draws is taken as it is. 1 takes the first draw.
         flip: probability of a horizontal flip.
         distort: whether brightness, contrast, saturation and hue change.
     """
@@ -91,6 +91,8 @@ class MaskTransform:
                 int(rng.integers(0, room[0], endpoint=True)),
                 int(rng.integers(0, room[1], endpoint=True)),
             )
+            if self.max_class_share >= 1:
+                break
             top, left = corner
             part = mask[top : top + self.crop[0], left : left + self.crop[1]]
             counts = np.bincount(part[part != IGNORE])

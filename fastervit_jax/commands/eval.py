@@ -59,7 +59,10 @@ def command() -> Callable[[list[str]], None]:
     )
     transparency, exif = define_decoding_flags(exif=None)
     batch_size = flags.DEFINE_integer(
-        "batch_size", None, "Images per batch; default: 128, or 1 for detectors.", lower_bound=1
+        "batch_size",
+        None,
+        "Images per batch; default: 128, 1 for detectors, 8 for segmenters.",
+        lower_bound=1,
     )
     num_workers = flags.DEFINE_integer(
         "num_workers", 0, "Number of processes that decode images.", lower_bound=0
@@ -76,6 +79,11 @@ def command() -> Callable[[list[str]], None]:
         None,
         "Evaluate the EMA of the weights. Default: yes for a work directory, no otherwise.",
     )
+    mode = flags.DEFINE_enum(
+        "mode", None, ["slide", "whole"], "Segmenters: sliding windows, or the whole image."
+    )
+    scales = flags.DEFINE_list("scales", None, "Segmenters: factors on the image size, averaged.")
+    flip = flags.DEFINE_bool("flip", None, "Segmenters: also average over mirrored images.")
     json_file = flags.DEFINE_string(
         "json", None, "JSON file for the result, accuracy per class, confusions and calibration."
     )
@@ -180,7 +188,47 @@ def command() -> Callable[[list[str]], None]:
             write_whole(json_file.value, detection_report.details_json(result))
         print_result(json.dumps(result.summary(), allow_nan=False))
 
-    by_task = {"classification": evaluate_classifier, "detection": evaluate_detector}
+    def evaluate_segmenter(path: str, options) -> None:
+        for flag in (predictions, real_labels, weights_dir, markdown):
+            if flag.value:
+                raise ValueError(f"Invalid --{flag.name}: it belongs to classifiers.")
+        if len(dataset.value) > 1:
+            raise ValueError("Invalid --dataset: expected one data set.")
+        from fastervit_jax.segmentation import report as segmentation_report
+        from fastervit_jax.segmentation.run import evaluate_weights as evaluate_segmenter_weights
+
+        check_report_directory(report.value)
+        result = evaluate_segmenter_weights(
+            path,
+            dataset.value[0] if dataset.value else None,
+            model_name=model.value,
+            model_options=model_options(),
+            ema=ema.value,
+            data_dir=data_dir.value,
+            dtype=dtype.value,
+            batch_size=batch_size.value or 8,
+            transparency=transparency.value,
+            exif=exif.value,
+            mode=mode.value,
+            scales=[float(scale) for scale in scales.value] if scales.value else None,
+            flip=flip.value,
+            say=options.say,
+        )
+        if not _is_first_host():
+            return
+        for line in segmentation_report.lines(result):
+            options.say(line)
+        if report.value:
+            options.say(f"report: {segmentation_report.write_report(result, report.value)}")
+        if json_file.value:
+            write_whole(json_file.value, segmentation_report.details_json(result))
+        print_result(json.dumps(result.summary(), allow_nan=False))
+
+    by_task = {
+        "classification": evaluate_classifier,
+        "detection": evaluate_detector,
+        "segmentation": evaluate_segmenter,
+    }
 
     def fill_table(options) -> None:
         if not weights_dir.value:

@@ -1,4 +1,4 @@
-"""Classifies images, or detects objects: fastervit predict IMAGE… --model=NAME --weights=PATH.
+"""Classifies, detects or segments: fastervit predict IMAGE… --model=NAME --weights=PATH.
 
 IMAGE is a file, or a folder of them. Prints a table; --json=FILE and --picture=FILE write the
 answers as JSON, and under the images. A file that cannot be read is named, and the rest goes on.
@@ -11,14 +11,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from absl import flags
 
 from fastervit_jax.commands.flags import define_decoding_flags, define_weights_flags
 from fastervit_jax.data.images import Decoding, decode_rgb
 from fastervit_jax.models import family_of
-from fastervit_jax.prediction import DetectedObjects, Prediction, predict
+from fastervit_jax.prediction import ClassMap, DetectedObjects, Prediction, predict
 
 _MOST_DRAWN = 48
 
@@ -52,9 +53,55 @@ def table_of_objects(predictions: Sequence[DetectedObjects]) -> str:
     return "\n".join(lines)
 
 
+def table_of_class_maps(predictions: Sequence[ClassMap]) -> str:
+    """Lines of image, share of its pixels and class, for a terminal."""
+    width = max((len(one.image) for one in predictions), default=0)
+    lines = []
+    for one in predictions:
+        for rank, (name, share) in enumerate(one.shares().items()):
+            image = one.image if rank == 0 else ""
+            lines.append(f"{image:{width}}  {share:6.1%}  {name}")
+    return "\n".join(lines)
+
+
 def as_json(predictions: Sequence[Any]) -> str:
-    """A JSON list, an object per image: the attributes of a prediction."""
-    return json.dumps([dataclasses.asdict(one) for one in predictions], indent=1)
+    """A JSON list, an object per image: the attributes of a prediction.
+
+    Of class maps it has the shares of the classes. The map itself is the file of `--masks`.
+    """
+    return json.dumps([_as_dictionary(one) for one in predictions], indent=1)
+
+
+def _as_dictionary(prediction: Any) -> dict[str, Any]:
+    if isinstance(prediction, ClassMap):
+        return {"image": prediction.image, "shares": prediction.shares(), "error": prediction.error}
+    return dataclasses.asdict(prediction)
+
+
+def write_masks(predictions: Sequence[ClassMap], directory: str | Path) -> None:
+    """Writes class maps as grayscale PNG files, named as the images: the class of each pixel."""
+    from PIL import Image
+
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in predictions:
+        if one.error is None:
+            kind = np.uint8 if len(one.names) <= 256 else np.uint16
+            name = Path(one.image).with_suffix(".png").name
+            Image.fromarray(one.classes.astype(kind)).save(folder / name)
+
+
+def draw_class_maps(predictions: Sequence[ClassMap], path: str | Path, decoding: Decoding) -> None:
+    """Draws image files with their classes and a legend, the first 48 that could be read."""
+    from fastervit_jax.evaluation.sheet import sheet
+    from fastervit_jax.segmentation.pictures import with_legend
+
+    cells = [
+        with_legend(decode_rgb(Path(one.image).read_bytes(), decoding), one.classes, one.names)
+        for one in [each for each in predictions if each.error is None][:_MOST_DRAWN]
+    ]
+    if cells:
+        sheet(cells).save(path, "PNG")
 
 
 def draw(predictions: Sequence[Prediction], path: str | Path, decoding: Decoding) -> None:
@@ -93,8 +140,6 @@ def draw_objects(
     predictions: Sequence[DetectedObjects], path: str | Path, decoding: Decoding
 ) -> None:
     """Draws image files with boxes, the first 48 that could be read."""
-    import numpy as np
-
     from fastervit_jax.detection.pictures import sheet, with_boxes
     from fastervit_jax.detection.postprocess import Detections
 
@@ -116,6 +161,13 @@ def _short(name: str, most: int = 26) -> str:
     return first if len(first) <= most else first[: most - 1] + "…"
 
 
+_SHOW: dict[str, tuple[Callable[..., str], Callable[..., None]]] = {
+    "classification": (table, draw),
+    "detection": (table_of_objects, draw_objects),
+    "segmentation": (table_of_class_maps, draw_class_maps),
+}
+
+
 def command() -> Callable[[list[str]], None]:
     """Defines the flags of `fastervit predict`, and returns what runs it."""
     open_model = define_weights_flags()
@@ -124,6 +176,14 @@ def command() -> Callable[[list[str]], None]:
     batch_size = flags.DEFINE_integer("batch_size", 32, "Images per batch.", lower_bound=1)
     transparency, exif = define_decoding_flags(exif="apply")
     json_file = flags.DEFINE_string("json", None, "JSON file to write; - for standard output.")
+    masks = flags.DEFINE_string(
+        "masks", None, "Segmenters: directory for the class maps, as PNG files."
+    )
+    mode = flags.DEFINE_enum(
+        "mode", "slide", ["slide", "whole"], "Segmenters: sliding windows, or the whole image."
+    )
+    scales = flags.DEFINE_list("scales", ["1"], "Segmenters: factors on the image size.")
+    flip = flags.DEFINE_bool("flip", False, "Segmenters: also average over mirrored images.")
     picture = flags.DEFINE_string("picture", None, "PNG file to draw images and answers to.")
 
     def main(arguments: list[str]) -> None:
@@ -140,18 +200,26 @@ def command() -> Callable[[list[str]], None]:
             show_progress=True,
             transparency=transparency.value,
             exif=exif.value,
+            mode=cast(Any, mode.value),
+            scales=[float(scale) for scale in scales.value],
+            flip=flip.value,
         )
-        detects = family_of(model.name).task == "detection"
+        task = family_of(model.name).task
+        if masks.value and task != "segmentation":
+            raise ValueError(f"Invalid --masks: {model.name} is a network for {task}.")
+        show, picture_of = _SHOW[task]
         if json_file.value == "-":
             print(as_json(predictions))
         else:
             readable = [one for one in predictions if one.error is None]
-            print(table_of_objects(readable) if detects else table(readable))
+            print(show(readable))
         if json_file.value not in (None, "-"):
             Path(json_file.value).write_text(as_json(predictions) + "\n")
         if picture.value:
             decoding = Decoding(transparency.value, exif.value)
-            (draw_objects if detects else draw)(predictions, picture.value, decoding)
+            picture_of(predictions, picture.value, decoding)
+        if masks.value:
+            write_masks(predictions, masks.value)
         unread = [one for one in predictions if one.error is not None]
         for one in unread:
             print(f"could not read {one.image}: {one.error}", file=sys.stderr)

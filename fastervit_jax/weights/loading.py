@@ -133,7 +133,11 @@ def _open_workdir(path: str | Path, *, ema: bool) -> Weights:
         preprocessing = dataclasses.replace(
             preprocessing,
             short_side=trained.config.evaluation.short_side,
-            long_side=trained.config.resize.long_side,
+            long_side=(
+                trained.config.segmentation
+                if family_of(name).task == "segmentation"
+                else trained.config.resize
+            ).long_side,
         )
     part = "average" if ema else "plain"
     info = WeightsInfo(

@@ -11,7 +11,12 @@ from fastervit_jax.training.tasks import task_of
 from tests.small.run import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-BIG = [name for name in NAMES if name.startswith(("faster_vit_", "finetune_"))]
+BIG = [
+    name
+    for name in NAMES
+    if name.startswith(("faster_vit_", "finetune_", "dino_", "upernet_"))
+    or name in ("detect_folder", "segment_folder")
+]
 # docs/reference/numbers.md, section 4:
 # optimizer, decay, MESA, its first epoch, warm-up epochs, drop path
 OFFICIAL = {
