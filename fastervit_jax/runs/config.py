@@ -124,11 +124,11 @@ def default_config() -> ml_collections.ConfigDict:
     )
     config.segmentation = ml_collections.ConfigDict(
         {
-            # Segmentation. Training images are resized to these sides times a drawn factor, and
-            # cropped to the model's resolution. Evaluation uses the long side too.
+            # Length of the short side of training images, times a drawn factor. Crops of the
+            # model's resolution are cut out.
             "short_side": 512,
-            "long_side": 2048,
-            "ratio": (0.5, 2.0),  # smallest and largest factor
+            "long_side": 2048,  # largest length of the long side, also in evaluation
+            "ratio": (0.5, 2.0),  # smallest and largest factor on the sides
             "max_class_share": 0.75,  # largest share of one class in a crop, within ten draws
             "distort": True,  # change brightness, contrast, saturation and hue
             "auxiliary_weight": 0.4,  # weight of the auxiliary head's loss

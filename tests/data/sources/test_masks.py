@@ -159,3 +159,47 @@ def test_16_bit_masks_are_read(folders):
     )
     _, mask = source.read(example)
     np.testing.assert_array_equal(mask, VALUES)
+
+
+def test_tfds_sets_with_masks_are_read(tmp_path):
+    """A set of a real TFDS builder, prepared without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class Pets(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(encoding_format="png"),
+                        "segmentation_mask": tfds.features.Image(
+                            shape=(None, None, 1), encoding_format="png"
+                        ),
+                    }
+                ),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number in range(3):
+                pixels = np.full((2, 3, 3), number, np.uint8)
+                yield number, {"image": _png(pixels), "segmentation_mask": _png(VALUES)}
+
+    Pets(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    (tmp_path / "classes.txt").write_text("pet\nbackground\nborder\n")
+    source = open_masks(f"tfds:pets@train,{tmp_path}/classes.txt", data_dir=str(tmp_path))
+    assert len(source) == 3
+    seen = set()
+    for index in range(3):
+        image, mask = source.read(source[index])
+        np.testing.assert_array_equal(mask, VALUES)
+        seen.add(image.getpixel((0, 0))[0])
+    assert seen == {0, 1, 2}
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[1].mask == source[1].mask
