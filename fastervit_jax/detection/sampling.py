@@ -87,9 +87,7 @@ def sample_by_matrix(
     return jnp.einsum("nhqs,nshd->nqhd", matrix.astype(values.dtype), values)
 
 
-def neighbors(
-    shapes: Shapes, pixels: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def neighbors(shapes: Shapes, pixels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The four tokens around each point, and their weights; zero outside of a map.
 
     Other arguments are those of `sample_by_gathers`.
