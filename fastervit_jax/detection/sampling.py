@@ -106,12 +106,12 @@ def neighbors(shapes: Shapes, pixels: jax.Array, weights: jax.Array) -> tuple[ja
     inside = jnp.all((at >= 0) & (at < sizes), axis=-1)
     weights = jnp.where(inside, weights[..., None] * parts[..., 0] * parts[..., 1], 0)
     at = jnp.clip(at, 0, sizes - 1)
-    index = starts + at[..., 1] * sizes[..., 0] + at[..., 0]
+    index = jnp.asarray(starts + at[..., 1] * sizes[..., 0] + at[..., 0], jnp.int32)
 
     def by_head(x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:3], -1).swapaxes(1, 2)
 
-    return by_head(index.astype(jnp.int32)), by_head(weights)
+    return by_head(index), by_head(weights)
 
 
 def sample_by_levels(

@@ -154,8 +154,8 @@ def open_coco(spec: str, decoding: Decoding = AS_THE_REFERENCE) -> CocoSource:
             f"Invalid data set 'coco:{spec}': expected coco:ROOT@SPLIT, such as "
             "coco:/data/coco@val2017, or coco:IMAGES,FILE.json."
         )
-    annotations = Path(root) / "annotations" / f"instances_{split}.json"
-    return CocoSource(Path(root) / split, annotations, decoding)
+    path = Path(root) / "annotations" / f"instances_{split}.json"
+    return CocoSource(Path(root) / split, path, decoding)
 
 
 def open_boxes(
