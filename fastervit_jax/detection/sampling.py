@@ -96,22 +96,30 @@ def neighbors(shapes: Shapes, pixels: jax.Array, weights: jax.Array) -> tuple[ja
         Indices among the tokens of all levels, int32, and weights: both [N, heads, Q, levels ·
         points · 4].
     """
-    sizes = np.asarray([(width, height) for height, width in shapes])[:, None, None]
-    starts = np.cumsum([0] + [height * width for height, width in shapes[:-1]])[:, None, None]
-    corner = jnp.floor(pixels)[..., None, :]
-    share = pixels[..., None, :] - corner
-    step = np.asarray([(0, 0), (1, 0), (0, 1), (1, 1)])  # right, down
-    at = corner.astype(jnp.int32) + step
-    parts = jnp.where(step == 1, share, 1 - share)
-    inside = jnp.all((at >= 0) & (at < sizes), axis=-1)
-    weights = jnp.where(inside, weights[..., None] * parts[..., 0] * parts[..., 1], 0)
-    at = jnp.clip(at, 0, sizes - 1)
-    index = jnp.asarray(starts + at[..., 1] * sizes[..., 0] + at[..., 0], jnp.int32)
+    points = weights.shape[-1]
+    heights, widths = (np.repeat(side, points) for side in zip(*shapes, strict=True))
+    starts = np.repeat(np.cumsum([0] + [h * w for h, w in shapes[:-1]]), points)
 
     def by_head(x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:3], -1).swapaxes(1, 2)
 
-    return by_head(index), by_head(weights)
+    rows = _two_neighbors(by_head(pixels[..., 1]), heights, by_head(weights))
+    columns = _two_neighbors(by_head(pixels[..., 0]), widths)
+    index = [starts + row * widths + column for row, _ in rows for column, _ in columns]
+    products = [of_row * of_column for _, of_row in rows for _, of_column in columns]
+    return jnp.concatenate(index, axis=-1), jnp.concatenate(products, axis=-1)
+
+
+def _two_neighbors(pixels: jax.Array, sizes: np.ndarray, weights: jax.Array | float = 1.0):
+    """The two neighbors along an axis: their positions, int32 [...], and their weights."""
+    first = jnp.floor(pixels)
+    share = pixels - first
+    first = first.astype(jnp.int32)
+    pairs = (first, 1 - share), (first + 1, share)
+    return [
+        (jnp.clip(at, 0, sizes - 1), jnp.where((at >= 0) & (at < sizes), part * weights, 0))
+        for at, part in pairs
+    ]
 
 
 def sample_by_levels(
