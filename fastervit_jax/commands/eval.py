@@ -174,6 +174,8 @@ def command() -> Callable[[list[str]], None]:
             ema=ema.value,
             data_dir=data_dir.value,
             dtype=dtype.value,
+            transparency=transparency.value,
+            exif=exif.value,
             batch_size=batch_size.value or 1,
             num_workers=num_workers.value,
             say=options.say,

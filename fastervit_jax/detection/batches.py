@@ -20,7 +20,7 @@ from fastervit_jax.augmentation.detection import (
     resized,
     shares,
 )
-from fastervit_jax.data.images import DamagedImageError, decode_rgb
+from fastervit_jax.data.images import DamagedImageError, Decoding, decode_rgb
 from fastervit_jax.data.loader import Batch, Damaged, DamageReport, TrainLoader
 from fastervit_jax.data.order import (
     check_seed,
@@ -151,7 +151,7 @@ class TrainBatch:
         for attempt in range(1, _MAX_REPLACEMENTS + 1):
             example = self.source[index]
             try:
-                return _write(batch, row, example, plan)
+                return _write(batch, row, example, plan, self.source.decoding)
             except DamagedImageError as error:
                 damaged.append(Damaged(example.key, str(error)))
             index = replacement_index(len(self.source), attempt=attempt, **place)
@@ -251,7 +251,8 @@ class EvalBatch:
             example = self.source[index]
             try:
                 plan = Plan(False, None, None, self.settings.eval_size(example.size))
-                _write(batch, row, example._replace(boxes=example.boxes[:0]), plan)
+                example = example._replace(boxes=example.boxes[:0])
+                _write(batch, row, example, plan, self.source.decoding)
             except DamagedImageError as error:
                 raise DamagedImageError(
                     f"Evaluation stopped: {example.key} cannot be used ({error}). Repair or remove "
@@ -301,9 +302,9 @@ def _empty_batch(rows: int, bucket: Size, max_boxes: int, *, shared: bool) -> Ba
     }
 
 
-def _write(batch: Batch, row: int, example: Annotated, plan: Plan) -> None:
+def _write(batch: Batch, row: int, example: Annotated, plan: Plan, decoding: Decoding) -> None:
     """Writes an image and its boxes to a row."""
-    image = decode_rgb(example.encoded)
+    image = decode_rgb(example.encoded, decoding)
     if image.size != (example.size[1], example.size[0]):
         raise DamagedImageError(
             f"the image has {image.height}×{image.width} pixels, but the JSON file says "

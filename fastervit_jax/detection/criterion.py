@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fastervit_jax.detection.denoising import DenoisingLayout
 from fastervit_jax.detection.dino import Outputs
 from fastervit_jax.detection.losses import Losses, detection_losses
-from fastervit_jax.detection.matching import match
+from fastervit_jax.detection.matching import match_outputs
 
 
 class GroundTruth(NamedTuple):
@@ -26,7 +27,10 @@ class GroundTruth(NamedTuple):
 
 
 def all_losses(
-    outputs: Outputs, truth: GroundTruth, denoising: DenoisingLayout | None
+    outputs: Outputs,
+    truth: GroundTruth,
+    denoising: DenoisingLayout | None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Losses]:
     """Sums of the losses for each image, by output.
 
@@ -34,6 +38,7 @@ def all_losses(
         outputs: of the network, with denoising queries in front where there are any.
         truth: the ground truth.
         denoising: what the denoising queries are; None: there are none.
+        mesh: over which the images are split; None: one device.
 
     Returns:
         `last` is the last layer; `layer0` and so on those before; `selected` the proposals;
@@ -45,11 +50,12 @@ def all_losses(
     boxes = jnp.concatenate([outputs.boxes[:, :, slots:], outputs.selected_boxes[None]])
     real = jnp.arange(truth.labels.shape[1]) < truth.counts[:, None]
 
-    def matched(logits, boxes):
-        query = match(logits, boxes, truth.labels, truth.boxes, truth.counts)
+    query = match_outputs(logits, boxes, *truth, mesh)
+
+    def matched(logits, boxes, query):
         return detection_losses(logits, boxes, query, real, truth.labels, truth.boxes)
 
-    losses = jax.vmap(matched)(logits, boxes)
+    losses = jax.vmap(matched)(logits, boxes, query)
     layers = len(outputs.logits)
     names = [f"layer{i}" for i in range(layers - 1)] + ["last", "selected"]
     by_output = {name: Losses(*(each[i] for each in losses)) for i, name in enumerate(names)}

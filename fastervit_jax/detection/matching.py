@@ -1,15 +1,18 @@
 """Which query detects which box: the assignment with the lowest cost (Carion et al., 2020).
 
 optax solves it on the device: exact, on any mesh and number of hosts, and without a call to the
-host, which a program compiled for a pod that is not there could not have.
+host, which a program compiled for a pod that is not there could not have. Each device solves it for
+its own images. Otherwise its loops would ask all devices, at every turn, whether they are done.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from fastervit_jax.detection.boxes import generalized_iou, to_corners
 from fastervit_jax.detection.losses import FOCAL_ALPHA
+from fastervit_jax.parallel.mesh import BATCH_AXES
 
 CLASS_COST, BOX_COST, GIOU_COST = 2.0, 5.0, 2.0
 
@@ -48,6 +51,46 @@ def match(
     # that are not finite belong to a step that is skipped.
     costs = jnp.where(real[:, None], jnp.nan_to_num(costs), 0)
     return jax.vmap(_assign)(costs)
+
+
+def match_outputs(
+    logits: jax.Array,
+    boxes: jax.Array,
+    labels: jax.Array,
+    targets: jax.Array,
+    counts: jax.Array,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """`match` for several outputs, each device for its own images.
+
+    Args:
+        logits: [outputs, N, Q, classes].
+        boxes: [outputs, N, Q, 4].
+        labels: [N, M].
+        targets: [N, M, 4].
+        counts: [N].
+        mesh: over which the images are split; None: one device.
+
+    Returns:
+        int32 [outputs, N, M].
+    """
+
+    def match_all(logits, boxes, labels, targets, counts):
+        return jax.vmap(match, in_axes=(0, 0, None, None, None))(
+            logits, boxes, labels, targets, counts
+        )
+
+    arguments = jax.lax.stop_gradient((logits, boxes, labels, targets, counts))
+    if mesh is None or mesh.size == 1:
+        return match_all(*arguments)
+    of_images, of_outputs = PartitionSpec(BATCH_AXES), PartitionSpec(None, BATCH_AXES)
+    return jax.shard_map(
+        match_all,
+        mesh=mesh,
+        in_specs=(of_outputs, of_outputs, of_images, of_images, of_images),
+        out_specs=of_outputs,
+        check_vma=False,  # optax's loops start from constants
+    )(*arguments)
 
 
 def _assign(costs: jax.Array) -> jax.Array:

@@ -74,7 +74,7 @@ def draw_detections(
     cells = []
     for index in sorted(detections)[:images]:
         example = source[index]
-        image = decode_rgb(example.encoded)
+        image = decode_rgb(example.encoded, source.decoding)
         drawn = with_boxes(
             image,
             detections[index],

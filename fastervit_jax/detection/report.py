@@ -150,7 +150,7 @@ def _figures(result: DetectionResult, shown: Sequence[Mistake]) -> str:
 
 def _figure(result: DetectionResult, mistake: Mistake) -> str:
     example = result.source[mistake.image]
-    image = decode_rgb(example.encoded)
+    image = decode_rgb(example.encoded, result.source.decoding)
     draw = ImageDraw.Draw(image)
     line = max(1, min(image.size) // 120)
     for box in example.boxes:

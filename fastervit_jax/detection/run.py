@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 from fastervit_jax.augmentation.detection import Plan, ResizeSettings, apply_to_image, resized
+from fastervit_jax.data import Decoding
 from fastervit_jax.data.coco_names import COCO_NAMES
 from fastervit_jax.data.sources.coco import CocoSource, open_boxes
 from fastervit_jax.detection.batches import BatchSettings, eval_batches
@@ -72,6 +73,8 @@ def evaluate_weights(
     ema: bool | None = None,
     data_dir: str | None = None,
     dtype: str | None = None,
+    transparency: Literal["drop", "white", "black"] | None = None,
+    exif: Literal["ignore", "apply"] | None = None,
     batch_size: int = 1,
     num_workers: int = 0,
     say: Callable[[str], None] | None = None,
@@ -86,6 +89,9 @@ def evaluate_weights(
         ema: whether to use the EMA of the weights (see `weights.loading.open_weights`).
         data_dir: directory of the scattered digits.
         dtype: dtype of the computation; by default that of the run, or float32.
+        transparency: what becomes of transparent pixels (`data.Decoding`); by default as in the
+            run, or "drop".
+        exif: what becomes of the EXIF orientation; by default as in the run, or "ignore".
         batch_size: images per step, over all devices; it is rounded up to a multiple of those.
         num_workers: processes that decode images; 0 means a thread.
         say: function that shows one line of text to the user; None shows no progress.
@@ -101,7 +107,8 @@ def evaluate_weights(
         dataset = dataset or config.data.validation
     if dataset is None:
         raise ValueError("Missing --dataset: expected one, such as coco:/data/coco@val2017.")
-    source = open_boxes(dataset, data_dir=data_dir)
+    decoding = Decoding(transparency or config.data.transparency, exif or config.data.exif)
+    source = open_boxes(dataset, data_dir=data_dir, decoding=decoding)
     loaded = load_model(
         model_name, opened, model_options or {}, dtype=jnp.dtype(dtype or "float32"), progress=True
     )

@@ -1,20 +1,24 @@
 """Weighted sums of bilinear samples, the core of deformable attention (Zhu et al., 2021).
 
-`sample` computes one formula on every platform. Two arrangements give the same values and the same
-gradients: gathers of the four neighbors of each point, and products with matrices of bilinear
-weights. Products cost as much as the map is large, but CPUs and TPUs, whose scatters are slow, do
-them faster where the map is small. JAX chooses when it lowers a program (`models.layouts`).
+`sample` computes one formula on every platform. Three arrangements give the same values and the
+same gradients, and JAX chooses when it lowers a program (`models.layouts`):
+
+- gathers of the four neighbors of each point;
+- on CPUs, where the maps are small: a product with a matrix of the neighbors' weights;
+- on TPUs, whose gathers and scatters are slow, for maps that are small: that matrix from products
+  of the weights along rows and columns.
 """
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fastervit_jax.models.layouts import by_platform
 
-DENSE_POSITIONS = 1024
-"""CPU and TPU: the largest map, in positions, that is sampled by products."""
+DENSE_TOKENS = 1024
+"""CPU: the most tokens of all levels together for which a matrix pays. TPU: of one level."""
 
 Shapes = Sequence[tuple[int, int]]
 """(height, width) of each level."""
@@ -33,33 +37,112 @@ def sample(values: jax.Array, shapes: Shapes, points: jax.Array, weights: jax.Ar
     Returns:
         [N, Q, heads, d], in the type of the values.
     """
-    total = jnp.zeros((), values.dtype)
-    start = 0
-    for level, (height, width) in enumerate(shapes):
-        own = values[:, start : start + height * width]
-        start += height * width
-        scale = jnp.asarray([width, height], points.dtype)
-        pixels = points[:, :, :, level] * scale - 0.5
-        total = total + _sample_level(own, (height, width), pixels, weights[:, :, :, level])
-    return total
+    sizes = jnp.asarray([(width, height) for height, width in shapes], points.dtype)
+    pixels = points * sizes[:, None] - 0.5
 
-
-def _sample_level(values, shape: tuple[int, int], pixels, weights) -> jax.Array:
     def gathers(values, pixels, weights):
-        return sample_by_gathers(values, shape, pixels, weights)
+        return sample_by_gathers(values, shapes, pixels, weights)
 
-    def products(values, pixels, weights):
-        return sample_by_products(values, shape, pixels, weights)
+    def matrix(values, pixels, weights):
+        return sample_by_matrix(values, shapes, pixels, weights)
 
-    if shape[0] * shape[1] > DENSE_POSITIONS:
-        return gathers(values, pixels, weights)
-    return by_platform(values, pixels, weights, default=gathers, cpu=products, tpu=products)
+    def levels(values, pixels, weights):
+        return sample_by_levels(values, shapes, pixels, weights)
+
+    cpu = matrix if values.shape[1] <= DENSE_TOKENS else gathers
+    return by_platform(values, pixels, weights, default=gathers, cpu=cpu, tpu=levels)
 
 
 def sample_by_gathers(
+    values: jax.Array, shapes: Shapes, pixels: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """`sample`, as a gather of the neighbors of all points.
+
+    Args:
+        values: [N, S, heads, d].
+        shapes: (height, width) of each level.
+        pixels: (x, y) in pixels, 0 at the center of the first, [N, Q, heads, levels, points, 2].
+        weights: [N, Q, heads, levels, points].
+    """
+    index, weights = neighbors(shapes, pixels, weights)
+    by_head = values.swapaxes(1, 2)  # [N, heads, S, d]
+    flat = index.reshape(*index.shape[:2], -1, 1)
+    taken = jnp.take_along_axis(by_head, flat, axis=2, mode="promise_in_bounds")
+    taken = taken.reshape(*index.shape, -1)
+    return jnp.einsum("nhqkd,nhqk->nqhd", taken, weights.astype(values.dtype))
+
+
+def sample_by_matrix(
+    values: jax.Array, shapes: Shapes, pixels: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """`sample`, as a product with a matrix of weights. Arguments as of `sample_by_gathers`."""
+    tokens = values.shape[1]
+
+    def row(index, weights):
+        """Weights of all tokens for one query, [S]."""
+        return jnp.zeros(tokens, weights.dtype).at[index].add(weights, mode="promise_in_bounds")
+
+    index, weights = neighbors(shapes, pixels, weights)
+    matrix = jax.vmap(jax.vmap(jax.vmap(row)))(index, weights)  # [N, heads, Q, S]
+    return jnp.einsum("nhqs,nshd->nqhd", matrix.astype(values.dtype), values)
+
+
+def neighbors(shapes: Shapes, pixels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The four tokens around each point, and their weights; zero outside of a map.
+
+    Other arguments are those of `sample_by_gathers`.
+
+    Returns:
+        Indices among the tokens of all levels, int32, and weights: both [N, heads, Q, levels ·
+        points · 4].
+    """
+    points = weights.shape[-1]
+    heights, widths = (np.repeat(side, points) for side in zip(*shapes, strict=True))
+    starts = np.repeat(np.cumsum([0] + [h * w for h, w in shapes[:-1]]), points)
+
+    def by_head(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:3], -1).swapaxes(1, 2)
+
+    rows = _two_neighbors(by_head(pixels[..., 1]), heights, by_head(weights))
+    columns = _two_neighbors(by_head(pixels[..., 0]), widths)
+    index = [starts + row * widths + column for row, _ in rows for column, _ in columns]
+    products = [of_row * of_column for _, of_row in rows for _, of_column in columns]
+    return jnp.concatenate(index, axis=-1), jnp.concatenate(products, axis=-1)
+
+
+def _two_neighbors(pixels: jax.Array, sizes: np.ndarray, weights: jax.Array | float = 1.0):
+    """The two neighbors along an axis: their positions, int32 [...], and their weights."""
+    first = jnp.floor(pixels)
+    share = pixels - first
+    first = first.astype(jnp.int32)
+    pairs = (first, 1 - share), (first + 1, share)
+    return [
+        (jnp.clip(at, 0, sizes - 1), jnp.where((at >= 0) & (at < sizes), part * weights, 0))
+        for at, part in pairs
+    ]
+
+
+def sample_by_levels(
+    values: jax.Array, shapes: Shapes, pixels: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """`sample`, level by level: small ones by products. Arguments as of `sample_by_gathers`."""
+    total, start = jnp.zeros((), values.dtype), 0
+    for level, shape in enumerate(shapes):
+        own = values[:, start : start + shape[0] * shape[1]]
+        start += shape[0] * shape[1]
+        if own.shape[1] <= DENSE_TOKENS:
+            out = sample_by_products(own, shape, pixels[:, :, :, level], weights[:, :, :, level])
+        else:
+            part = slice(level, level + 1)
+            out = sample_by_gathers(own, [shape], pixels[:, :, :, part], weights[:, :, :, part])
+        total = total + out
+    return total
+
+
+def sample_by_products(
     values: jax.Array, shape: tuple[int, int], pixels: jax.Array, weights: jax.Array
 ) -> jax.Array:
-    """One level of `sample`, as gathers.
+    """One level of `sample`, by products with matrices of bilinear weights.
 
     Args:
         values: [N, H·W, heads, d].
@@ -68,38 +151,11 @@ def sample_by_gathers(
         weights: [N, Q, heads, points].
     """
     height, width = shape
-    n, queries, heads, points = weights.shape
-    corner = jnp.floor(pixels)
-    share = pixels - corner
-    corner = corner.astype(jnp.int32)
-    by_head = values.swapaxes(1, 2)  # [N, heads, H·W, d]
-
-    total = jnp.zeros((), values.dtype)
-    for right in (0, 1):
-        for down in (0, 1):
-            x, y = corner[..., 0] + right, corner[..., 1] + down
-            part_x = share[..., 0] if right else 1 - share[..., 0]
-            part_y = share[..., 1] if down else 1 - share[..., 1]
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            weight = jnp.where(inside, weights * part_x * part_y, 0).astype(values.dtype)
-            index = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
-            index = index.swapaxes(1, 2).reshape(n, heads, queries * points, 1)
-            taken = jnp.take_along_axis(by_head, index, axis=2, mode="promise_in_bounds")
-            taken = taken.reshape(n, heads, queries, points, -1)
-            total = total + jnp.einsum("nhqpd,nqhp->nqhd", taken, weight)
-    return total
-
-
-def sample_by_products(
-    values: jax.Array, shape: tuple[int, int], pixels: jax.Array, weights: jax.Array
-) -> jax.Array:
-    """One level of `sample`, as products with matrices. Arguments as of `sample_by_gathers`."""
-    height, width = shape
     columns = _bilinear_weights(pixels[..., 0], width)  # [N, Q, heads, points, W]
     rows = _bilinear_weights(pixels[..., 1], height) * weights[..., None]
-    matrix = jnp.einsum("nqhpy,nqhpx->nhqyx", rows, columns)
+    matrix = jnp.einsum("nqhpy,nqhpx->nqhyx", rows, columns)
     matrix = matrix.reshape(*matrix.shape[:3], height * width).astype(values.dtype)
-    return jnp.einsum("nhqs,nshd->nqhd", matrix, values)
+    return jnp.einsum("nqhs,nshd->nqhd", matrix, values)
 
 
 def _bilinear_weights(pixels: jax.Array, size: int) -> jax.Array:

@@ -71,14 +71,13 @@ def gather(params: Arrays, mesh: Mesh, *, but: tuple[str, ...] = ()) -> Arrays:
 class GatheredModel:
     """A model that takes split parameters and gathers them where it uses them.
 
-    Args:
-        model: the model.
+    Attributes:
         mesh: the mesh over which the parameters are split, as in `parameter_spec`.
     """
 
     def __init__(self, model: PureModel, mesh: Mesh):
         self._model = model
-        self._mesh = mesh
+        self.mesh = mesh
 
     def train(self, params: Arrays, statistics: Arrays, images: jax.Array, key: jax.Array):
         """Calls `PureModel.train` with gathered parameters."""
@@ -89,7 +88,7 @@ class GatheredModel:
         return self._model.infer(self._gathered(params), statistics, images)
 
     def _gathered(self, params: Arrays) -> Arrays:
-        return gather(params, self._mesh, but=self._model.looped)
+        return gather(params, self.mesh, but=self._model.looped)
 
 
 def gather_in_loops(model: nnx.Module, mesh: Mesh) -> None:

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fastervit_jax.augmentation.detection import ResizeSettings
-from fastervit_jax.data import TrainLoader, check_same_classes
+from fastervit_jax.data import Decoding, TrainLoader, check_same_classes
 from fastervit_jax.data.sources import describe_classes
 from fastervit_jax.data.sources.coco import CocoSource, open_boxes
 from fastervit_jax.detection.batches import (
@@ -90,7 +90,7 @@ class DetectionObjective:
             )
         inputs = Inputs(batch["image"], batch["size"], noisy)
         outputs, statistics = network.train(params, state.statistics, inputs, network_key)
-        losses = all_losses(outputs, truth, where)
+        losses = all_losses(outputs, truth, where, network.mesh)
         parts = total_loss(losses, truth, where)
         means = {name: jnp.mean(value / batch["divisor"]) for name, value in parts.items()}
         return means.pop("loss"), (means, statistics)
@@ -127,8 +127,13 @@ class Detection:
                 another number of them, or an image has too many boxes.
         """
         check_pycocotools()  # before an epoch of training, not after
-        training: Any = open_boxes(config.data.train, data_dir=config.data.data_dir)
-        validation: Any = open_boxes(config.data.validation, data_dir=config.data.data_dir)
+        decoding = Decoding(config.data.transparency, config.data.exif)
+        training: Any = open_boxes(
+            config.data.train, data_dir=config.data.data_dir, decoding=decoding
+        )
+        validation: Any = open_boxes(
+            config.data.validation, data_dir=config.data.data_dir, decoding=decoding
+        )
         check_same_classes(training, validation)
         check_boxes(training, config.data.max_boxes)
         classes = training.num_classes

@@ -32,7 +32,12 @@ class Data(NamedTuple):
 
 
 class Network(Protocol):
-    """A network as a function of its arrays (`PureModel`)."""
+    """A network as a function of its arrays (`partition.GatheredModel`)."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh over which the batch is split."""
+        ...
 
     def train(
         self, params: Arrays, statistics: Arrays, images: Any, key: jax.Array

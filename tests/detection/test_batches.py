@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fastervit_jax.augmentation.detection import ResizeSettings
+from fastervit_jax.data.images import DamagedImageError, Decoding
 from fastervit_jax.data.order import example_index
 from fastervit_jax.data.sources.coco import open_boxes
 from fastervit_jax.detection.batches import (
@@ -144,6 +145,7 @@ class _Damaged:
     def __init__(self, source):
         self._source = source
         self.sizes = source.sizes
+        self.decoding = source.decoding
 
     def __len__(self):
         return len(self._source)
@@ -168,6 +170,28 @@ def test_evaluation_has_each_image_once(source):
                             assert tuple(batch["original"][row]) == tuple(source.sizes[index])
                             assert batch["image"][row, 0, 0, 0] // 10 == index
         assert sorted(indices) == list(range(COUNT))
+
+
+def test_orientation_and_transparency(tmp_path):
+    """As the config says: a photograph that lies on its side, and a transparent image."""
+    wide = Image.new("RGB", (60, 40), (200, 100, 50))
+    exif = wide.getexif()
+    exif[0x0112] = 6  # to be turned clockwise: 40 pixels wide, 60 high
+    wide.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (40, 60), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    files = ("turned.jpg", "clear.png")
+    images = [{"id": i, "file_name": f, "width": 40, "height": 60} for i, f in enumerate(files)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "none"}]}
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    spec = f"coco:{tmp_path},{tmp_path}/all.json"
+    source = open_boxes(spec, decoding=Decoding(transparency="white", exif="apply"))
+    with eval_batches(source, SETTINGS, batch_size=2) as loader:
+        (batch,) = loader
+    assert batch["image"][0, :80, :56].mean() > 100, "a whole image"
+    assert (batch["image"][1, :80, :56] == 255).all()
+    ignored = eval_batches(open_boxes(spec), SETTINGS, batch_size=2)
+    with ignored, pytest.raises(DamagedImageError, match="40×60 pixels, but the JSON"):
+        list(ignored)
 
 
 def test_refusals(source):

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastervit_jax.data.images import AS_THE_REFERENCE, Decoding
+
 
 class Annotated(NamedTuple):
     """One image with its boxes.
@@ -45,15 +47,22 @@ class CocoSource:
         image_ids: the id of each image in the JSON file.
         sizes: (height, width) of each image, int [N, 2].
         dropped: how many annotations were left out, by reason.
+        decoding: what becomes of transparency and of the EXIF orientation of the images.
     """
 
-    def __init__(self, images: str | os.PathLike, annotations: str | os.PathLike):
+    def __init__(
+        self,
+        images: str | os.PathLike,
+        annotations: str | os.PathLike,
+        decoding: Decoding = AS_THE_REFERENCE,
+    ):
         """Reads the JSON file.
 
         Raises:
             ValueError: it cannot be read, is not in COCO's format, or names missing images.
         """
         self.annotations = Path(annotations)
+        self.decoding = decoding
         self._directory = Path(images)
         content = _read(self.annotations)
         self.class_names, self.category_ids = _classes(content["categories"], self.annotations)
@@ -130,7 +139,7 @@ class CocoSource:
         self._first = np.searchsorted(rows[whole], np.arange(len(self._files) + 1))
 
 
-def open_coco(spec: str) -> CocoSource:
+def open_coco(spec: str, decoding: Decoding = AS_THE_REFERENCE) -> CocoSource:
     """Opens what follows `coco:` in the name of a data set.
 
     Raises:
@@ -138,36 +147,40 @@ def open_coco(spec: str) -> CocoSource:
     """
     if "," in spec:
         images, _, annotations = spec.rpartition(",")
-        return CocoSource(images, annotations)
+        return CocoSource(images, annotations, decoding)
     root, separator, split = spec.rpartition("@")
     if not separator or not root or not split:
         raise ValueError(
             f"Invalid data set 'coco:{spec}': expected coco:ROOT@SPLIT, such as "
             "coco:/data/coco@val2017, or coco:IMAGES,FILE.json."
         )
-    return CocoSource(Path(root) / split, Path(root) / "annotations" / f"instances_{split}.json")
+    path = Path(root) / "annotations" / f"instances_{split}.json"
+    return CocoSource(Path(root) / split, path, decoding)
 
 
-def open_boxes(spec: str, *, data_dir: str | None = None) -> CocoSource:
+def open_boxes(
+    spec: str, *, data_dir: str | None = None, decoding: Decoding = AS_THE_REFERENCE
+) -> CocoSource:
     """Opens a data set of images with boxes.
 
     Args:
         spec: `coco:ROOT@SPLIT`, `coco:IMAGES,FILE.json`, or `scattered_digits:train` and
             `scattered_digits:validation`, which are written once in `data_dir`.
         data_dir: for the scattered digits; by default the user's cache directory.
+        decoding: what becomes of transparency and of the EXIF orientation.
 
     Raises:
         ValueError: the specification is invalid, or the data set cannot be read.
     """
     kind, _, rest = spec.partition(":")
     if kind == "coco" and rest:
-        return open_coco(rest)
+        return open_coco(rest, decoding)
     if kind == "scattered_digits" and rest in ("train", "validation"):
         from fastervit_jax.data.sources import scattered_digits
 
         root = scattered_digits.scattered_root(data_dir)
         scattered_digits.write_scattered_digits(root)
-        return open_coco(f"{root}@{rest}")
+        return open_coco(f"{root}@{rest}", decoding)
     raise ValueError(
         f"Invalid data set {spec!r}: expected coco:ROOT@SPLIT or coco:IMAGES,FILE.json, such as "
         "coco:/data/coco@val2017."
