@@ -1,6 +1,7 @@
 """The step of a segmenter: ignored pixels, padding, and one result on every mesh."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,9 @@ def test_ignored_pixels_add_nothing():
     assert not np.asarray(gradient).any()
 
 
-def _step_on(devices: int, fsdp: int, *, ignore_all: bool = False):
-    """State and metrics after one step on a mesh."""
+@functools.cache
+def _compiled(devices: int, fsdp: int):
+    """The mesh, a state, its shapes and places, and the step."""
     config = load_recipe("segment_digits")
     config.update_from_flattened_dict({**CHANGES, "model.dtype": "float32"})
     task = task_of(config)
@@ -63,6 +65,13 @@ def _step_on(devices: int, fsdp: int, *, ignore_all: bool = False):
         mesh,
     )
     step = build.compile_train_step(program_step, program.state, mesh, quickest_compilation())
+    return mesh, jax.device_get(state), program.state, step
+
+
+def _step_on(devices: int, fsdp: int, *, ignore_all: bool = False):
+    """State and metrics after one step on a mesh."""
+    mesh, state, shapes, step = _compiled(devices, fsdp)
+    state = jax.tree.map(lambda array, shape: jax.device_put(array, shape.sharding), state, shapes)
     rng = np.random.default_rng(0)
     mask = rng.integers(0, 11, (8, 32, 32)).astype(np.uint8)
     mask[rng.random(mask.shape) < 0.1] = IGNORE
