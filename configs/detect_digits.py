@@ -23,7 +23,7 @@ def get_config():
     config.model.feedforward = 256
     config.model.encoder_layers = 2
     config.model.decoder_layers = 2
-    config.model.queries = 40
+    config.model.queries = 30
 
     config.data.train = "scattered_digits:train"
     config.data.validation = "scattered_digits:validation"
@@ -31,33 +31,34 @@ def get_config():
     config.data.buckets = ((112, 112),)
     config.data.bucket_window = 1
     config.data.max_boxes = 8
-    config.batch_size = 8
-    config.group_size = 8
+    config.batch_size = 4
+    config.group_size = 4
 
     # Digits are not mirrored.
     config.flip = 0.0
-    config.resize.short_sides = (80, 96, 112)
+    config.resize.short_sides = (96, 104, 112)
     config.resize.long_side = 112
-    config.resize.crop_probability = 0.3
+    config.resize.crop_probability = 0.5
     config.resize.crop_short_sides = (96, 112)
     config.resize.crop_sides = (72, 104)
-    config.denoising.queries = 80
+    config.denoising.queries = 60
+    # Then the class of a denoising query has to be read from the image.
+    config.denoising.label_noise = 0.5
 
-    config.epochs = 28
+    config.epochs = 30
     config.cooldown_epochs = 0
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_epochs = 1.5
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.decay_all = True
+    config.optimizer.warmup_epochs = 1.0
+    config.optimizer.weight_decay = 0.1
     config.optimizer.clip_norm = 0.1
     config.mesa.weight = 0.0
-    config.ema_decay = 0.99  # the last hundred steps
+    config.ema_decay = 0.998
 
     config.evaluation.batch_size = 16
     config.evaluation.short_side = 112
-    config.evaluation.every_epochs = 4
-    config.checkpoint.every_epochs = 8
+    config.evaluation.every_epochs = 6
+    config.checkpoint.every_epochs = 6
     config.checkpoint.best_metric = "AP"
     config.log_every_steps = 25
     return config

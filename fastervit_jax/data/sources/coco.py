@@ -3,6 +3,7 @@
 - `coco:ROOT@SPLIT` is the usual layout: `ROOT/SPLIT/*.jpg` and
   `ROOT/annotations/instances_SPLIT.json`.
 - `coco:IMAGES,FILE.json` is a directory of images and a JSON file.
+- `tfds:coco/2017@SPLIT` is a set that TFDS has prepared (`tfds_boxes`).
 
 A box is [x, y, width, height] in pixels. Annotations of crowds are left out, and so are boxes that
 have no area inside their image. Images without boxes stay. Masks are not read.
@@ -64,10 +65,13 @@ class CocoSource:
         self.annotations = Path(annotations)
         self.decoding = decoding
         self._directory = Path(images)
+        self._read_annotations()
+        _check_files(self._directory, self._files)
+
+    def _read_annotations(self) -> None:
         content = _read(self.annotations)
         self.class_names, self.category_ids = _classes(content["categories"], self.annotations)
         self._files, self.image_ids, self.sizes = _images(content["images"], self.annotations)
-        _check_files(self._directory, self._files)
         self._fill(content["annotations"])
 
     @property
@@ -93,12 +97,16 @@ class CocoSource:
         part = slice(self._first[index], self._first[index + 1])
         height, width = self.sizes[index]
         return Annotated(
-            encoded=(self._directory / self._files[index]).read_bytes(),
+            encoded=self._encoded(index),
             key=self._files[index],
             size=(int(height), int(width)),
             labels=self._labels[part],
             boxes=self._boxes[part],
         )
+
+    def _encoded(self, index: int) -> bytes:
+        """Content of an image file."""
+        return (self._directory / self._files[index]).read_bytes()
 
     def _fill(self, annotations: Sequence[Mapping[str, Any]]) -> None:
         """Sorts the annotations by image."""
@@ -165,8 +173,10 @@ def open_boxes(
 
     Args:
         spec: `coco:ROOT@SPLIT`, `coco:IMAGES,FILE.json`, or `scattered_digits:train` and
-            `scattered_digits:validation`, which are written once in `data_dir`.
-        data_dir: for the scattered digits; by default the user's cache directory.
+            `scattered_digits:validation`, readable ones, which are written once in `data_dir`; or
+            `tfds:NAME@SPLIT`, such as `tfds:coco/2017@validation`.
+        data_dir: for the scattered digits, by default the user's cache directory; for TFDS, the
+            directory with the prepared data sets.
         decoding: what becomes of transparency and of the EXIF orientation.
 
     Raises:
@@ -178,12 +188,16 @@ def open_boxes(
     if kind == "scattered_digits" and rest in ("train", "validation"):
         from fastervit_jax.data.sources import scattered_digits
 
-        root = scattered_digits.scattered_root(data_dir)
-        scattered_digits.write_scattered_digits(root)
+        root = scattered_digits.scattered_root(data_dir, "readable")
+        scattered_digits.write_scattered_digits(root, "readable")
         return open_coco(f"{root}@{rest}", decoding)
+    if kind == "tfds" and rest:
+        from fastervit_jax.data.sources.tfds_boxes import TfdsBoxes
+
+        return TfdsBoxes(rest, data_dir=data_dir, decoding=decoding)
     raise ValueError(
-        f"Invalid data set {spec!r}: expected coco:ROOT@SPLIT or coco:IMAGES,FILE.json, such as "
-        "coco:/data/coco@val2017."
+        f"Invalid data set {spec!r}: expected coco:ROOT@SPLIT, coco:IMAGES,FILE.json or "
+        "tfds:NAME@SPLIT, such as coco:/data/coco@val2017."
     )
 
 

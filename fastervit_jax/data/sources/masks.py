@@ -21,7 +21,7 @@ from fastervit_jax.data.images import (
     Decoding,
     decode_rgb,
 )
-from fastervit_jax.data.sources.tfds import TfdsSource
+from fastervit_jax.data.sources.tfds import TfdsRecords
 
 IGNORE = 255
 """The value of a decoded mask's pixels that count for nothing."""
@@ -237,27 +237,28 @@ class TfdsMasks(MaskedSource):
         return self._records.masked_example(index)
 
 
-class _TfdsRecords(TfdsSource):
-    """The records of a TFDS set with masks in place of labels."""
+class _TfdsRecords(TfdsRecords):
+    """The records of a TFDS set with masks."""
 
-    def _feature_names(self, info: Any) -> tuple[str, str]:
+    _image, _mask = "image", "segmentation_mask"
+
+    @property
+    def _encoded(self) -> tuple[str, ...]:
+        return (self._image, self._mask)
+
+    def _choose(self, info: Any) -> None:
         import tensorflow_datasets as tfds
 
-        names = ("image", "segmentation_mask")
         features = dict(info.features)
-        if not all(isinstance(features.get(name), tfds.features.Image) for name in names):
+        if not all(isinstance(features.get(name), tfds.features.Image) for name in self._encoded):
             raise ValueError(
                 f"tfds:{self._name} is not a segmentation data set: expected the image features "
                 f"image and segmentation_mask, got the features {', '.join(features)}."
             )
-        return names
-
-    def _names_of(self, info: Any) -> tuple[str, ...]:
-        return ()
 
     def masked_example(self, index: int) -> MaskedExample:
-        record, key = self._record(index)
-        return MaskedExample(record[self._image], record[self._label], key)
+        record, key = self.record(index)
+        return MaskedExample(record[self._image], record[self._mask], key)
 
 
 def open_masks(spec: str, *, data_dir: str | None = None) -> MaskedSource:
@@ -293,8 +294,8 @@ def open_masks(spec: str, *, data_dir: str | None = None) -> MaskedSource:
     if kind == "scattered_digits" and rest in ("train", "validation"):
         from fastervit_jax.data.sources import scattered_digits
 
-        root = scattered_digits.scattered_root(data_dir)
-        scattered_digits.write_scattered_digits(root)
+        root = scattered_digits.scattered_root(data_dir, "readable")
+        scattered_digits.write_scattered_digits(root, "readable")
         names = ("background", *map(str, range(10)))
         return MaskFolders(root / rest, root / "masks" / rest, names)
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Image classification data sets that TensorFlow Datasets has prepared as array_record.
+"""Data sets that TensorFlow Datasets has prepared as array_record.
 
 Reading them needs neither TensorFlow nor the builder code of the data set, because TFDS stores a
 description next to the records.
@@ -17,8 +17,19 @@ _DOCS = "docs/guides/train-imagenet.md shows the command"
 _NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
 
-class TfdsSource:
-    """The TFDS data set `NAME[/CONFIG[:VERSION]]@SPLIT`, prepared in `data_dir`."""
+class TfdsRecords:
+    """Records of the TFDS data set `NAME[/CONFIG[:VERSION]]@SPLIT`, prepared in `data_dir`.
+
+    Subclasses choose the features that they need (`_choose`).
+    """
+
+    _image: str
+    """The feature that is the image."""
+
+    @property
+    def _encoded(self) -> tuple[str, ...]:
+        """The features that stay encoded."""
+        return (self._image,)
 
     def __init__(self, spec: str, *, data_dir: str | None = None):
         """Opens a prepared data set.
@@ -29,8 +40,8 @@ class TfdsSource:
                 `~/tensorflow_datasets`.
 
         Raises:
-            ValueError: the data set is missing, not in array_record, without this split, or not an
-                image classification data set.
+            ValueError: the data set is missing, not in array_record, without this split, or has
+                other features.
         """
         self._name, _, self._split = spec.partition("@")
         if not _NAME.fullmatch(self._name) or not self._split:
@@ -47,8 +58,7 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         info, builder = self._builder()
-        self._image, self._label = self._feature_names(info)
-        self._class_names = self._names_of(info)
+        self._choose(info)
         try:
             empty = info.splits[self._split].num_examples == 0
         except ValueError as error:
@@ -60,17 +70,12 @@ class TfdsSource:
             raise ValueError(f"tfds:{self._name}@{self._split} has no images. Use a larger slice.")
         _allow_open_files(len(info.splits[self._split].file_instructions))
         self._records = builder.as_data_source(
-            self._split,
-            decoders={
-                name: tfds.decode.SkipDecoding()
-                for name in (self._image, self._label)
-                if isinstance(info.features[name], tfds.features.Image)
-            },
+            self._split, decoders={name: tfds.decode.SkipDecoding() for name in self._encoded}
         )
 
-    def _names_of(self, info: Any) -> tuple[str, ...]:
-        """Returns the names of the classes."""
-        return tuple(info.features[self._label].names)
+    def _choose(self, info: Any) -> None:
+        """Notes the names of the features; raises ValueError where there are others."""
+        raise NotImplementedError
 
     def _builder(self) -> tuple[Any, Any]:
         from google.protobuf import json_format
@@ -102,6 +107,48 @@ class TfdsSource:
             )
         return builder.info, builder
 
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def record(self, index: int) -> tuple[dict[str, Any], str]:
+        """A record by feature, its image encoded, and its name for messages.
+
+        Raises:
+            OSError: a file of the data set is missing or damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"Record {index} is out of range: the split has {len(self)} records.")
+        key = f"tfds:{self._name}@{self._split} record {index}"
+        try:
+            record = self._records[index]
+        # array_record's reader raises these for a missing, truncated or corrupted file.
+        except (RuntimeError, ValueError, OSError) as error:
+            raise OSError(
+                f"Cannot read {key} in {self._data_dir} ({error}). A file of the prepared data set "
+                "is missing or damaged. Copy or prepare the data set again."
+            ) from error
+        file_name = record.get("file_name")
+        if isinstance(file_name, bytes):
+            key += f" ({file_name.decode(errors='replace')})"
+        return record, key
+
+    # Worker processes open the data set themselves, because TFDS objects are not passed to them.
+    def __getstate__(self) -> dict[str, str]:
+        return {"name": self._name, "split": self._split, "data_dir": self._data_dir}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self._name, self._split = state["name"], state["split"]
+        self._data_dir = state["data_dir"]
+        self._open()
+
+
+class TfdsSource(TfdsRecords):
+    """An image classification data set that TFDS has prepared."""
+
+    def _choose(self, info: Any) -> None:
+        self._image, self._label = self._feature_names(info)
+        self._class_names = tuple(info.features[self._label].names)
+
     def _feature_names(self, info: Any) -> tuple[str, str]:
         """Returns the names of the image feature and the label feature."""
         import tensorflow_datasets as tfds
@@ -128,39 +175,9 @@ class TfdsSource:
         """Number of classes of the label feature, including classes absent from the split."""
         return len(self._class_names)
 
-    def __len__(self) -> int:
-        return len(self._records)
-
     def __getitem__(self, index: int) -> Example:
-        record, key = self._record(index)
+        record, key = self.record(index)
         return Example(record[self._image], int(record[self._label]), key)
-
-    def _record(self, index: int) -> tuple[dict[str, Any], str]:
-        """Returns a record, and its name for messages."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"Record {index} is out of range: the split has {len(self)} records.")
-        key = f"tfds:{self._name}@{self._split} record {index}"
-        try:
-            record = self._records[index]
-        # array_record's reader raises these for a missing, truncated or corrupted file.
-        except (RuntimeError, ValueError, OSError) as error:
-            raise OSError(
-                f"Cannot read {key} in {self._data_dir} ({error}). A file of the prepared data set "
-                "is missing or damaged. Copy or prepare the data set again."
-            ) from error
-        file_name = record.get("file_name")
-        if isinstance(file_name, bytes):
-            key += f" ({file_name.decode(errors='replace')})"
-        return record, key
-
-    # Worker processes open the data set themselves, because TFDS objects are not passed to them.
-    def __getstate__(self) -> dict[str, str]:
-        return {"name": self._name, "split": self._split, "data_dir": self._data_dir}
-
-    def __setstate__(self, state: dict[str, str]) -> None:
-        self._name, self._split = state["name"], state["split"]
-        self._data_dir = state["data_dir"]
-        self._open()
 
     def __repr__(self) -> str:
         return (

@@ -1,0 +1,99 @@
+"""Runs of train.py and eval.py that detect: a short one, one that is killed, the whole example."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastervit_jax.detection.evaluation import NUMBERS
+from fastervit_jax.training.reporting import read_metrics
+from tests.small import detection_run, killed_run
+from tests.small.run import ROOT
+
+
+def _train(root, name, **changes) -> str:
+    done = subprocess.run(
+        detection_run.command(root / name, root / "data", **changes),
+        cwd=ROOT,
+        env=detection_run.environment(root / "cache"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A directory with images (`data`), compiled programs (`cache`) and a run (`whole`)."""
+    root = tmp_path_factory.mktemp("detection")
+    detection_run.write_images(root / "data")
+    _train(root, "whole")
+    return root
+
+
+def test_a_short_run(whole):
+    """The loss falls; the evaluation has pycocotools' twelve numbers; pictures are drawn."""
+    records = read_metrics(whole / "whole")
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert len(losses) == detection_run.STEPS
+    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+    evaluated = [record for record in records if "validation_AP" in record]
+    assert evaluated
+    for record in evaluated:
+        numbers = [record[f"validation_{name}"] for name in NUMBERS]
+        assert all(-1 <= number <= 1 for number in numbers)
+        assert record["validation_AR100"] >= record["validation_AR1"]
+    for picture in ("curves.png", "predictions.png"):
+        assert np.asarray(Image.open(whole / "whole" / picture).convert("L")).std() > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after", [3, 14])
+def test_a_killed_run_ends_as_the_uninterrupted_one(whole, kill_after):
+    """Killed after a step and started again: the same state to the bit, each record once."""
+    workdir = whole / f"killed_{kill_after}"
+    changes = {"checkpoint__every_steps": 2}
+    if not (whole / "saved_often").exists():
+        _train(whole, "saved_often", **changes)
+    process = subprocess.Popen(
+        detection_run.command(workdir, whole / "data", **changes),
+        cwd=ROOT,
+        env=detection_run.environment(whole / "cache"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = workdir / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and f'"step": {kill_after}' in metrics.read_text():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    output = _train(whole, workdir.name, **changes)
+    assert "Resuming from step" in output
+    assert not killed_run.differences(workdir, whole / "saved_often", detection_run.STEPS)
+
+
+@pytest.mark.slow
+def test_the_example_finds_digits(tmp_path):
+    """`make detect`, whole: AP50 of 0.85 or more on held-out images."""
+    pytest.importorskip("skimage")
+    flags = ["--config=configs/detect_digits.py", f"--workdir={tmp_path}/run"]
+    flags.append(f"--config.data.data_dir={tmp_path}/data")
+    subprocess.run([sys.executable, "train.py", *flags], cwd=ROOT, check=True)
+    command = ["eval.py", f"--weights={tmp_path}/run", "--batch_size=16"]
+    command += [f"--report={tmp_path}/report", f"--data_dir={tmp_path}/data"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(result)
+    assert result["images"] == 150
+    assert result["AP50"] >= 0.85
+    assert (tmp_path / "report" / "report.html").exists()
