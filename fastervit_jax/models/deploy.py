@@ -73,7 +73,7 @@ def deployed(model: FasterViT) -> FasterViT:
     _fold_last_norm(model)
     for stage in model.stages[2:]:
         _compute_positions(stage)
-    _make_constant(model)
+    make_constant(model)
     model.deployed = True
     return model
 
@@ -81,11 +81,11 @@ def deployed(model: FasterViT) -> FasterViT:
 def _fold_convolutions(model: FasterViT) -> None:
     for block in (model.stem, *model.stages[0].blocks, *model.stages[1].blocks):
         for convolution, norm in (("conv1", "norm1"), ("conv2", "norm2")):
-            _fold(getattr(block, convolution), getattr(block, norm))
+            fold_norm(getattr(block, convolution), getattr(block, norm))
             setattr(block, norm, Identity())
 
 
-def _fold(convolution: Any, norm: BatchNorm) -> None:
+def fold_norm(convolution: Any, norm: BatchNorm) -> None:
     """Makes a convolution compute what it and the batch norm after it compute."""
     multiplier, shift = _affine(norm)
     convolution.kernel[...] *= multiplier
@@ -135,7 +135,7 @@ def _compute_positions(stage: AttentionStage) -> None:
             position.network = Computed(position.network(position.coordinates(side)))
 
 
-def _make_constant(model: FasterViT) -> None:
+def make_constant(model: nnx.Module) -> None:
     """Turns every array into a constant, and every dropout into nothing.
 
     Kernels get the type of the computation, which a call would convert them to.

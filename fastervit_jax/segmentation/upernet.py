@@ -14,6 +14,7 @@ from flax import nnx
 from fastervit_jax.models import Family, FasterViT, register
 from fastervit_jax.models.layers import BatchNorm, Dropout, layer_norm, normal, zeros
 from fastervit_jax.segmentation.config import BACKBONES, UperNetConfig, upernet_config
+from fastervit_jax.segmentation.deploy import deployed
 from fastervit_jax.segmentation.resize import adaptive_pool, resize
 
 POOL_SIZES = (1, 2, 3, 6)
@@ -92,6 +93,10 @@ class UperNet(nnx.Module):
         if self.auxiliary is not None:
             auxiliary = self.auxiliary(maps[AUXILIARY_STAGE], rngs)
         return Outputs(self.decoder(maps, rngs), auxiliary)
+
+    def deploy(self) -> "UperNet":
+        """A copy for inference only, which computes the same with less (`segmentation.deploy`)."""
+        return deployed(self)
 
     def scores(self, images: jax.Array) -> jax.Array:
         """Logits before they are resized: [N, H/4, W/4, num_classes], float32."""

@@ -58,9 +58,15 @@ _DECODER_HEADS = re.compile(r"^(?:transformer\.decoder\.)?(class_embed|bbox_embe
 """DINO's state dict contains the heads of the decoder once per layer, and all of that twice."""
 
 
+_SEGMENTATION_HEADS = ("decode_head.", "auxiliary_head.")
+
+
 def main_name(name: str) -> str:
     """Returns the name under which we read an official tensor that has several names."""
     name = name.replace(TOKENIZER_COPY, TOKENIZER)
+    if name.startswith(_SEGMENTATION_HEADS):
+        # transformers' names of mmsegmentation's heads.
+        name = name.replace(".batch_norm.", ".bn.").replace("head.classifier.", "head.conv_seg.")
     return _DECODER_HEADS.sub(DECODER_HEAD + r"\1.0.", name)
 
 
