@@ -15,6 +15,7 @@ from fastervit_jax.evaluation.sheet import sheet
 _OPACITY = 0.6
 _SIDE = 320
 _GOLDEN_RATIO = 0.618034
+_UNCOLORED = "background"
 _ROW = 16  # height of a line of the legend
 
 
@@ -24,18 +25,19 @@ def color(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def overlay(image: Image.Image, classes: np.ndarray) -> Image.Image:
-    """An RGB image with the colors of the classes [H, W] of its pixels over it.
+def overlay(image: Image.Image, classes: np.ndarray, labels: Sequence[int]) -> Image.Image:
+    """An RGB image with the colors of some classes over it.
 
-    Ignored pixels stay as they are.
+    Args:
+        image: RGB.
+        classes: the class of each pixel, [H, W].
+        labels: the classes that are colored.
     """
-    palette = np.zeros((256, 3), np.uint8)
-    for label in np.unique(classes[classes != IGNORE]):
-        palette[label] = color(int(label))
-    pixels = np.asarray(image, np.float32)
-    mixed = (1 - _OPACITY) * pixels + _OPACITY * palette[np.minimum(classes, IGNORE)]
-    mixed = np.where((classes == IGNORE)[..., None], pixels, mixed)
-    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+    pixels = np.array(image, np.float32)
+    for label in labels:
+        pixels[classes == label] *= 1 - _OPACITY
+        pixels[classes == label] += _OPACITY * np.asarray(color(label), np.float32)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
 def legend(labels: Sequence[int], names: Sequence[str], width: int) -> Image.Image:
@@ -58,10 +60,15 @@ def legend(labels: Sequence[int], names: Sequence[str], width: int) -> Image.Ima
 
 
 def with_legend(image: Image.Image, classes: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """An overlay, and below it the legend of the classes in it."""
+    """An overlay, and below it the legend of the classes in it.
+
+    Ignored pixels and those of a class named "background" stay as they are.
+    """
     scale = max(1, _SIDE // max(image.size))
-    picture = overlay(image, classes).resize((image.width * scale, image.height * scale))
-    labels = [int(label) for label in np.unique(classes[classes != IGNORE])]
+    present = (int(label) for label in np.unique(classes[classes != IGNORE]))
+    labels = [label for label in present if names[label] != _UNCOLORED]
+    picture = overlay(image, classes, labels)
+    picture = picture.resize((image.width * scale, image.height * scale))
     if not labels:
         return picture
     below = legend(labels, names, picture.width)
