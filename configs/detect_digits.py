@@ -45,7 +45,7 @@ def get_config():
     # Then the class of a denoising query has to be read from the image.
     config.denoising.label_noise = 0.5
 
-    config.epochs = 30
+    config.epochs = 24
     config.cooldown_epochs = 0
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"

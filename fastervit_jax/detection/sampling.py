@@ -112,7 +112,7 @@ def neighbors(shapes: Shapes, pixels: jax.Array, weights: jax.Array) -> tuple[ja
 
 def _two_neighbors(pixels: jax.Array, sizes: np.ndarray, weights: jax.Array | float = 1.0):
     """The two neighbors along an axis: their positions, int32 [...], and their weights."""
-    first = jnp.floor(pixels)
+    first = _floor(pixels)
     share = pixels - first
     first = first.astype(jnp.int32)
     pairs = (first, 1 - share), (first + 1, share)
@@ -120,6 +120,17 @@ def _two_neighbors(pixels: jax.Array, sizes: np.ndarray, weights: jax.Array | fl
         (jnp.clip(at, 0, sizes - 1), jnp.where((at >= 0) & (at < sizes), part * weights, 0))
         for at, part in pairs
     ]
+
+
+def _floor(pixels: jax.Array) -> jax.Array:
+    """The neighbor before; from a hair before a neighbor on, that one.
+
+    At first all points lie on centers of pixels, up to rounding. The compiler may compute a point
+    once for the positions of its neighbors and once for their weights, and round differently.
+    Both must find the same neighbors. The samples are the same, because the weights are linear.
+    """
+    hair = 64 * jnp.finfo(pixels.dtype).eps
+    return jnp.floor(pixels + hair)
 
 
 def sample_by_levels(
@@ -160,7 +171,7 @@ def sample_by_products(
 
 def _bilinear_weights(pixels: jax.Array, size: int) -> jax.Array:
     """Weights of all positions of an axis: [...] → [..., size], with at most two above zero."""
-    corner = jnp.floor(pixels)
+    corner = _floor(pixels)
     share = (pixels - corner)[..., None]
     distance = jnp.arange(size) - corner.astype(jnp.int32)[..., None]
     return jnp.where(distance == 0, 1 - share, 0) + jnp.where(distance == 1, share, 0)

@@ -21,6 +21,7 @@ from fastervit_jax.detection.dino import Outputs
 from fastervit_jax.detection.losses import BOX_WEIGHT, GIOU_WEIGHT
 from fastervit_jax.detection.matching import match
 from tests.detection.golden_files import GOLDEN
+from tests.quick_compilation import quick_jit
 
 COUNTS = (4, 0, 2)
 QUERIES = 20
@@ -117,20 +118,35 @@ def test_pairs():
     """Every box gets the query that mmdet gives it, in all outputs."""
     logits, raw, selected_logits, selected_raw = raw_outputs()
     known, slots = truth(), SETTINGS.slots(LARGEST)
+    pairs_of = quick_jit(match)
     every = [(logits[i, :, slots:], raw[i, :, slots:]) for i in range(3)]
     every.append((selected_logits, selected_raw))
     for output, (own_logits, own_raw) in enumerate(every):
-        query = np.asarray(match(own_logits, jax.nn.sigmoid(own_raw), *known))
+        query = np.asarray(pairs_of(own_logits, jax.nn.sigmoid(own_raw), *known))
         for image, count in enumerate(COUNTS):
             theirs = recorded()["pairs"][3 * output + image]
             assert (theirs >= 0).sum() == count
             np.testing.assert_array_equal(theirs[query[image, :count]], np.arange(count))
 
 
+@functools.cache
+def computed():
+    """Total loss, losses by output, and gradients of the total."""
+    known = where()
+
+    def run(*raw):
+        losses = all_losses(outputs(*raw), truth(), known)
+        return total_loss(losses, truth(), known)["loss"].sum() / sum(COUNTS), losses
+
+    of_raw = quick_jit(jax.value_and_grad(run, argnums=(0, 1, 2, 3), has_aux=True))
+    (total, losses), gradients = of_raw(*raw_outputs())
+    return total, losses, gradients
+
+
 def losses_by_name() -> dict[str, float]:
     """Ours by mmdet's names: weighted, divided by the number of boxes (and groups)."""
     known = where()
-    losses = all_losses(outputs(*raw_outputs()), truth(), known)
+    _, losses, _ = computed()
     names = {"last": "", "layer0": "d0.", "layer1": "d1.", "selected": "enc_"}
     names |= {"denoising0": "d0.dn_", "denoising1": "d1.dn_", "denoising2": "dn_"}
     assert names.keys() == losses.keys()
@@ -153,13 +169,7 @@ def test_losses():
 
 
 def test_total_and_gradients():
-    known = where()
-
-    def loss(*raw):
-        losses = all_losses(outputs(*raw), truth(), known)
-        return total_loss(losses, truth(), known)["loss"].sum() / sum(COUNTS)
-
-    value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(*raw_outputs())
+    value, _, gradients = computed()
     expected = sum(v.item() for k, v in recorded().items() if k.startswith("loss_"))
     assert float(value) == pytest.approx(expected, rel=1e-5)
     for name, ours in zip(

@@ -13,6 +13,7 @@ from fastervit_jax.detection.sampling import (
 )
 from fastervit_jax.models.layouts import traced_for
 from tests.detection.golden_files import GOLDEN
+from tests.quick_compilation import quick_jit
 
 SHAPES = ((7, 9), (4, 5), (2, 3))
 
@@ -29,8 +30,12 @@ def test_values_and_gradients(platform):
             out = sample(values, SHAPES, points, weights)
             return out.reshape(*out.shape[:2], -1)
 
-        out, backward = jax.vjp(run, *arguments)
-        gradients = backward(jnp.asarray(recorded["gradient"]))
+        @quick_jit
+        def both(gradient, *arguments):
+            out, backward = jax.vjp(run, *arguments)
+            return out, backward(gradient)
+
+        out, gradients = both(jnp.asarray(recorded["gradient"]), *arguments)
     np.testing.assert_allclose(out, recorded["out"], rtol=0, atol=1e-12)
     for name, ours in zip(("values", "points", "weights"), gradients, strict=True):
         theirs = recorded[f"gradient_{name}"]
