@@ -33,7 +33,7 @@ OFFICIAL = {
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_is_valid(name):
     config = load_recipe(name)
-    task_of(config).check(config, batch_shards=8, hosts=2, tensor=1)
+    task_of(config).check(config, batch_shards=min(8, config.batch_size), hosts=2, tensor=1)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -73,10 +73,11 @@ def test_distorting_on_the_device_leaves_it_to_the_device():
 def _trace(name: str, **changes) -> None:
     config = load_recipe(name)
     config.update(changes)
-    task, mesh, steps = task_of(config), make_mesh(), 312
+    devices = min(8, config.batch_size)
+    task, mesh, steps = task_of(config), make_mesh(devices=jax.devices()[:devices]), 312
     program = build.program(task, config, mesh, epoch_steps=steps)
     step = build.train_step(
-        task, config, mesh, program, epoch_steps=steps, mixing_group=mixing_group(config, 8)
+        task, config, mesh, program, epoch_steps=steps, mixing_group=mixing_group(config, devices)
     )
     # The step itself checks that the new state is like the old one.
     _, metrics = jax.eval_shape(step, program.state, task.batch_shapes(config))
