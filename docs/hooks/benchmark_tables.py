@@ -328,7 +328,28 @@ def _fastest_by_model(rows: list[dict]) -> dict[int, float]:
     return fastest
 
 
+def segmentation_cpu() -> str:
+    """Seconds of UperNet's forward pass and training step on one core, beside torch."""
+    columns = ["model", "image", "images", "program", "torch, s", "ours, s", "torch / ours"]
+    return _table(
+        columns,
+        [
+            [
+                f"`{row['model']}`",
+                f"{row['side']} × {row['side']}",
+                str(row["batch"]),
+                row["program"],
+                f"{row['torch']:.2f}",
+                f"{row['ours']:.2f}",
+                _ratio(row["ratio"]),
+            ]
+            for row in _rows("segmentation_cpu")
+        ],
+    )
+
+
 TABLES = {
+    "segmentation_cpu": segmentation_cpu,
     "gpu_estimate_forward": gpu_estimate_forward,
     "gpu_estimate_step": gpu_estimate_step,
     "gpu_inference": gpu_inference,

@@ -23,6 +23,7 @@ from tests.quick_compilation import quickest_compilation
 CHANGES = {
     "model.resolution": (32, 32),
     "model.window_size": (2, 2, 2, 2),
+    "model.hat": (False, False, False, False),
     "model.ct_size": 1,
     "model.dim": 8,
     "model.in_dim": 8,
