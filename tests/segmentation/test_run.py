@@ -51,18 +51,20 @@ def _train(config, workdir):
     return train(task_of(config), config, str(workdir))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A run of two epochs, and the same in two commands, on the eight devices of the tests."""
-    root = tmp_path_factory.mktemp("segmentation")
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Few images; and compiling takes longer than the few steps, so it need not optimize."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scattered_digits, "IMAGES", {"train": 32, "validation": 9})
-        # Compiling takes longer than the few steps: it need not optimize.
         patch.setattr(build, "compiler_options", lambda mesh: quickest_compilation())
-        evaluation = _train(_config(root / "data"), root / "whole")
-        _train(_config(root / "data", stop_after_epochs=1), root / "parts")
-        _train(_config(root / "data"), root / "parts")
-    return root, evaluation
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, quick):
+    """A run of two epochs, on the eight devices of the tests."""
+    root = tmp_path_factory.mktemp("segmentation")
+    return root, _train(_config(root / "data"), root / "whole")
 
 
 def test_training_leaves_what_it_should(runs):
@@ -75,8 +77,11 @@ def test_training_leaves_what_it_should(runs):
         assert np.asarray(Image.open(root / "whole" / name).convert("L")).std() > 5
 
 
+@pytest.mark.slow
 def test_resuming_ends_with_the_same_bits(runs):
     root, _ = runs
+    _train(_config(root / "data", stop_after_epochs=1), root / "parts")
+    _train(_config(root / "data"), root / "parts")
     for ema in (False, True):
         models = [load_trained(root / name, ema=ema).model for name in ("whole", "parts")]
         whole, parts = (nnx.to_pure_dict(nnx.state(model)) for model in models)
