@@ -13,6 +13,8 @@ import pytest
 from fastervit_jax import create_model, save_model
 from fastervit_jax.detection.dino import FAMILY
 from fastervit_jax.models.pure_model import arrays_of
+from fastervit_jax.runs.recipes import load_recipe
+from fastervit_jax.training.detection import Detection
 from fastervit_jax.weights.convert import convert_checkpoint, export_to_torch
 from fastervit_jax.weights.torch_buffers import SUFFIXES
 from tests.detection import golden_files
@@ -146,6 +148,31 @@ def test_other_classes(file, official, tmp_path):
     new = {name for name in full if "class_head" in name or name.startswith("label_embedding")}
     for name in full.keys() - new:
         np.testing.assert_array_equal(ours[name], full[name])
+
+
+def test_fine_tuning_from_a_converted_directory(converted, capsys):
+    """`config.finetune.weights` with three classes: what is new is named, the rest is loaded."""
+    config = load_recipe("detect_folder")
+    config.update_from_flattened_dict({f"model.{key}": value for key, value in TINY.items()})
+    config.model.num_classes = 3
+    config.finetune.weights = str(converted)
+    ours = arrays(Detection().initial_network(config))
+    said = capsys.readouterr().out
+    full = arrays(create_model(NAME, weights=converted))
+    assert ours.keys() == full.keys()
+    assert ours["decoder.class_head.bias"].shape == (3,)
+    for name, array in ours.items():
+        if "class_head" in name or name.startswith("label_embedding"):
+            assert name in said
+        else:
+            np.testing.assert_array_equal(array, full[name])
+
+
+def test_more_boxes_than_queries():
+    config = load_recipe("detect_folder")
+    config.data.max_boxes = 901
+    with pytest.raises(ValueError, match="max_boxes=901: expected at most the 900 queries"):
+        Detection().check(config, batch_shards=1, hosts=1, tensor=1)
 
 
 def test_a_classifier_is_no_detector_and_the_other_way_round(file, tmp_path):

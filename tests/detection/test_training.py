@@ -38,11 +38,18 @@ def whole(tmp_path_factory):
 
 
 def test_a_short_run(whole):
-    """The loss falls; the evaluation has pycocotools' twelve numbers; pictures are drawn."""
+    """Losses fall; the evaluation has pycocotools' twelve numbers; pictures are drawn.
+
+    In the first steps the selected proposals change, and with them the losses of boxes. Those of
+    the classes and of the denoising queries, whose boxes are given, fall from the start.
+    """
     records = read_metrics(whole / "whole")
-    losses = [record["loss"] for record in records if "loss" in record]
-    assert len(losses) == detection_run.STEPS
-    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+    steps = [record for record in records if "loss" in record]
+    assert len(steps) == detection_run.STEPS
+    assert all(np.isfinite(record["loss"]) for record in steps)
+    for name, share in (("class", 0.7), ("denoising", 0.9)):
+        values = [record[name] for record in steps]
+        assert np.mean(values[-5:]) < share * np.mean(values[:5]), name
     evaluated = [record for record in records if "validation_AP" in record]
     assert evaluated
     for record in evaluated:
@@ -54,7 +61,7 @@ def test_a_short_run(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_after", [3, 14])
+@pytest.mark.parametrize("kill_after", [5, 14])
 def test_a_killed_run_ends_as_the_uninterrupted_one(whole, kill_after):
     """Killed after a step and started again: the same state to the bit, each record once."""
     workdir = whole / f"killed_{kill_after}"
@@ -70,7 +77,8 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(whole, kill_after):
     )
     metrics = workdir / "metrics.jsonl"
     while process.poll() is None:
-        if metrics.exists() and f'"step": {kill_after}' in metrics.read_text():
+        saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+        if saved and f'"step": {kill_after}' in metrics.read_text():
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
