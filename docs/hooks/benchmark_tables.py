@@ -330,14 +330,13 @@ def _fastest_by_model(rows: list[dict]) -> dict[int, float]:
 
 def segmentation_cpu() -> str:
     """Seconds of UperNet's forward pass and training step on one core, beside torch."""
-    columns = ["model", "image", "images", "program", "torch, s", "ours, s", "torch / ours"]
+    columns = ["model", "images", "program", "torch, s", "ours, s", "torch / ours"]
     return _table(
         columns,
         [
             [
                 f"`{row['model']}`",
-                f"{row['side']} × {row['side']}",
-                str(row["batch"]),
+                f"{row['batch']} of {row['side']} × {row['side']}",
                 row["program"],
                 f"{row['torch']:.2f}",
                 f"{row['ours']:.2f}",

@@ -140,8 +140,9 @@ def draw_objects(
     predictions: Sequence[DetectedObjects], path: str | Path, decoding: Decoding
 ) -> None:
     """Draws image files with boxes, the first 48 that could be read."""
-    from fastervit_jax.detection.pictures import sheet, with_boxes
+    from fastervit_jax.detection.pictures import with_boxes
     from fastervit_jax.detection.postprocess import Detections
+    from fastervit_jax.evaluation.sheet import sheet
 
     cells = []
     for one in [each for each in predictions if each.error is None][:_MOST_DRAWN]:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fastervit_jax.data.preprocessing import normalize
+from fastervit_jax.data.preprocessing import normalize_padded
 from fastervit_jax.detection.dino import Inputs
-from fastervit_jax.detection.position import padding_mask
 from fastervit_jax.detection.postprocess import Detections, best_detections
 from fastervit_jax.models.pure_model import Arrays, PureModel
 from fastervit_jax.parallel.mesh import batch_sharding, place_batch, replicated
@@ -25,19 +23,12 @@ NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 """pycocotools' numbers in its order: precision and recall at sizes small, medium and large."""
 
 
-def normalized(images: jax.Array, sizes: jax.Array, dtype) -> jax.Array:
-    """uint8 images [N, H, W, 3] → normalized ones that are zero where padded."""
-    padding = padding_mask(sizes, *images.shape[1:3])
-    values = normalize(images, dtype=dtype)
-    return jnp.where(padding[..., None], 0, values)
-
-
 def make_eval_step(model: PureModel, mesh: Mesh, *, dtype) -> Callable[..., Detections]:
     """Compiles, for each bucket, (parameters, statistics, batch) → detections on every host."""
     network: Any = GatheredModel(model, mesh)
 
     def step(params: Arrays, statistics: Arrays, batch: dict[str, jax.Array]):
-        images = normalized(batch["image"], batch["size"], dtype)
+        images = normalize_padded(batch["image"], batch["size"], dtype)
         outputs = network.infer(params, statistics, Inputs(images, batch["size"]))
         found = best_detections(outputs.logits[-1], outputs.boxes[-1], batch["original"])
         return found, batch["index"]

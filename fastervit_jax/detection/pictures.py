@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from fastervit_jax.data.images import decode_rgb
 from fastervit_jax.data.sources.coco import CocoSource
 from fastervit_jax.detection.postprocess import Detections
+from fastervit_jax.evaluation.sheet import sheet
 
 TRUTH = (255, 255, 255)
 _COLORS = (
@@ -86,17 +87,3 @@ def draw_detections(
     buffer = io.BytesIO()
     sheet(cells).save(buffer, "PNG")
     epath.Path(path).write_bytes(buffer.getvalue())
-
-
-def sheet(images: Sequence[Image.Image]) -> Image.Image:
-    """Images side by side, four in a row; larger ones are scaled down."""
-    side = max(_SIDE, min(800, max(max(image.size) for image in images)))
-    columns = min(4, len(images))
-    rows = -(-len(images) // columns)
-    result = Image.new("RGB", (columns * (side + 8), rows * (side + 8)), (40, 40, 40))
-    for number, image in enumerate(images):
-        cell = image.copy()
-        cell.thumbnail((side, side))
-        row, column = divmod(number, columns)
-        result.paste(cell, (column * (side + 8) + 4, row * (side + 8) + 4))
-    return result

@@ -14,6 +14,7 @@ from PIL import Image
 from fastervit_jax.augmentation.detection import Plan, ResizeSettings, apply_to_image, resized
 from fastervit_jax.data import Decoding
 from fastervit_jax.data.coco_names import COCO_NAMES
+from fastervit_jax.data.preprocessing import normalize_padded
 from fastervit_jax.data.sources.coco import CocoSource, open_boxes
 from fastervit_jax.detection.batches import BatchSettings, eval_batches
 from fastervit_jax.detection.dino import DINO, Inputs
@@ -21,7 +22,6 @@ from fastervit_jax.detection.evaluation import (
     DetectionEvaluation,
     detect,
     make_eval_step,
-    normalized,
     score,
 )
 from fastervit_jax.detection.postprocess import Detections, best_detections
@@ -204,5 +204,5 @@ def detect_on_images(
 
 @nnx.jit
 def _detect(model: DINO, images: jax.Array, sizes: jax.Array, original: jax.Array) -> Detections:
-    outputs = model(Inputs(normalized(images, sizes, model.dtype), sizes))
+    outputs = model(Inputs(normalize_padded(images, sizes, model.dtype), sizes))
     return best_detections(outputs.logits[-1], outputs.boxes[-1], original)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from fastervit_jax.augmentation.detection import ResizeSettings
 from fastervit_jax.data import Decoding, TrainLoader, check_same_classes
+from fastervit_jax.data.preprocessing import normalize_padded
 from fastervit_jax.data.sources import describe_classes
 from fastervit_jax.data.sources.coco import CocoSource, open_boxes
 from fastervit_jax.detection.batches import (
@@ -30,7 +31,6 @@ from fastervit_jax.detection.evaluation import (
     check_pycocotools,
     detect,
     make_eval_step,
-    normalized,
     score,
 )
 from fastervit_jax.detection.pictures import draw_detections
@@ -62,7 +62,7 @@ class DetectionObjective:
     def prepare(self, key: jax.Array, batch: Batch, mesh: Mesh) -> Batch:
         """A batch of `detection.batches`, with normalized images, and the boxes per image."""
         del key, mesh
-        images = normalized(batch["image"], batch["size"], self.dtype)
+        images = normalize_padded(batch["image"], batch["size"], self.dtype)
         count = batch["count"]
         # As on the GPUs of the reference: the mean number of boxes of a GPU, at least 1.
         per_image = jnp.maximum(count.sum() / len(count), 1 / self.per_gpu)

@@ -173,7 +173,7 @@ def open_boxes(
 
     Args:
         spec: `coco:ROOT@SPLIT`, `coco:IMAGES,FILE.json`, or `scattered_digits:train` and
-            `scattered_digits:validation`, readable ones, which are written once in `data_dir`; or
+            `scattered_digits:validation`, which are written once in `data_dir`; or
             `tfds:NAME@SPLIT`, such as `tfds:coco/2017@validation`.
         data_dir: for the scattered digits, by default the user's cache directory; for TFDS, the
             directory with the prepared data sets.
@@ -188,8 +188,8 @@ def open_boxes(
     if kind == "scattered_digits" and rest in ("train", "validation"):
         from fastervit_jax.data.sources import scattered_digits
 
-        root = scattered_digits.scattered_root(data_dir, "readable")
-        scattered_digits.write_scattered_digits(root, "readable")
+        root = scattered_digits.scattered_root(data_dir)
+        scattered_digits.write_scattered_digits(root)
         return open_coco(f"{root}@{rest}", decoding)
     if kind == "tfds" and rest:
         from fastervit_jax.data.sources.tfds_boxes import TfdsBoxes

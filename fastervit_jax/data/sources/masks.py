@@ -294,8 +294,8 @@ def open_masks(spec: str, *, data_dir: str | None = None) -> MaskedSource:
     if kind == "scattered_digits" and rest in ("train", "validation"):
         from fastervit_jax.data.sources import scattered_digits
 
-        root = scattered_digits.scattered_root(data_dir, "readable")
-        scattered_digits.write_scattered_digits(root, "readable")
+        root = scattered_digits.scattered_root(data_dir)
+        scattered_digits.write_scattered_digits(root)
         names = ("background", *map(str, range(10)))
         return MaskFolders(root / rest, root / "masks" / rest, names)
     raise ValueError(

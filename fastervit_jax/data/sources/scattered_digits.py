@@ -1,18 +1,16 @@
 """Scattered digits: scans of handwritten digits on photographs, as a COCO data set with masks.
 
-    python -m fastervit_jax.data.sources.scattered_digits --output=DIR [--style=crowded]
+    python -m fastervit_jax.data.sources.scattered_digits --output=DIR
 
 pastes scikit-learn's digits at random sizes and places on crops of scikit-image's photographs,
-several per image, some of them overlapping. In the style `crowded` some are hard to read; in
-`readable` no digit is hidden by more than a fifth. It writes 600 training and 150 validation
-images, which share neither scans nor photographs:
+several per image, some of them overlapping, but none hidden by more than a fifth. It writes 600
+training and 150 validation images, which share neither scans nor photographs:
 
 - `DIR/train/NNNN.png` and `DIR/validation/NNNN.png`;
 - `DIR/annotations/instances_train.json` and `…_validation.json`, in COCO's format;
 - `DIR/masks/train/NNNN.png` and so on: 0 for the background, 1 + digit for a digit.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -30,44 +28,26 @@ PHOTOGRAPHS = {
     "train": ("astronaut.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png", "gravel.png"),
     "validation": ("coffee.png", "brick.png", "camera.png"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Style:
-    """How images are composed.
-
-    Attributes:
-        sides: shortest and longest side of an image, in pixels.
-        digit_sides: smallest and largest side of a scan on an image, in pixels.
-        tries: least and most scans of an image; those that would hide others are left out.
-        least_visible: share of a digit's pixels that later digits leave visible.
-        dark_hides: whether also the dark part of a later scan counts as hiding.
-    """
-
-    sides: tuple[int, int]
-    digit_sides: tuple[int, int]
-    tries: tuple[int, int]
-    least_visible: float
-    dark_hides: bool
-
-
-STYLES = {
-    "crowded": Style((96, 128), (24, 56), (1, 6), 0.7, dark_hides=False),
-    "readable": Style((96, 112), (28, 52), (4, 14), 0.8, dark_hides=True),
-}
-_VERSION = 1
+SIDES = (96, 112)
+"""Shortest and longest side of an image, in pixels."""
+DIGIT_SIDES = (28, 52)
+"""Smallest and largest side of a scan on an image, in pixels."""
+TRIES = (4, 14)
+"""Least and most scans of an image. Those that would hide others are left out."""
+LEAST_VISIBLE = 0.8
+"""Share of a digit's pixels that later scans, with their dark parts, leave visible."""
+_VERSION = 2
 _INK = 0.35  # a pixel of a scan with more ink belongs to the digit
 _DARKENING = 0.4  # how bright the photograph is behind a scan
 
 
-def scattered_root(data_dir: str | None = None, style: str = "crowded") -> Path:
+def scattered_root(data_dir: str | None = None) -> Path:
     """Returns the directory of the data set, in `data_dir` or in the user's cache directory."""
-    suffix = "" if style == "crowded" else f"_{style}"
-    return default_root(data_dir).parent / f"scattered_digits{suffix}_{_VERSION}"
+    return default_root(data_dir).parent / f"scattered_digits_{_VERSION}"
 
 
-def write_scattered_digits(root: str | os.PathLike, style: str = "crowded") -> None:
-    """Writes the data set in one of `STYLES`: all of it or nothing.
+def write_scattered_digits(root: str | os.PathLike) -> None:
+    """Writes the data set: all of it or nothing.
 
     Does nothing if `root` contains it.
 
@@ -91,15 +71,13 @@ def write_scattered_digits(root: str | os.PathLike, style: str = "crowded") -> N
         temporary.chmod(0o755)
         for seed, split in enumerate(IMAGES):
             chosen = validation if split == "validation" else ~validation
-            _write_split(temporary, split, scans[chosen], labels[chosen], seed, STYLES[style])
+            _write_split(temporary, split, scans[chosen], labels[chosen], seed)
         temporary.rename(root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_split(
-    root: Path, split: str, scans: np.ndarray, labels: np.ndarray, seed: int, style: Style
-) -> None:
+def _write_split(root: Path, split: str, scans: np.ndarray, labels: np.ndarray, seed: int) -> None:
     rng = np.random.default_rng(seed)
     photographs = _photographs(PHOTOGRAPHS[split])
     for folder in (root / split, root / "masks" / split, root / "annotations"):
@@ -107,7 +85,7 @@ def _write_split(
     images: list[dict] = []
     annotations: list[dict] = []
     for number in range(IMAGES[split]):
-        pixels, owners, digits = _compose(photographs, scans, labels, rng, style)
+        pixels, owners, digits = _compose(photographs, scans, labels, rng)
         height, width = owners.shape
         name = f"{number:04d}.png"
         images.append({"id": number, "file_name": name, "width": width, "height": height})
@@ -147,19 +125,17 @@ def _photographs(names: tuple[str, ...]) -> list[Image.Image]:
     return [Image.open(folder / name).convert("RGB") for name in names]
 
 
-def _compose(
-    photographs, scans, labels, rng, style: Style
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def _compose(photographs, scans, labels, rng) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """One image, which digit each pixel shows (−1: none), and the digits."""
-    height, width = (int(side) for side in rng.integers(*style.sides, 2, endpoint=True))
+    height, width = (int(side) for side in rng.integers(*SIDES, 2, endpoint=True))
     pixels = _crop(photographs[rng.integers(len(photographs))], height, width, rng)
     owners = np.full((height, width), -1)
     clear = owners  # the same, without what later scans cover
     digits: list[int] = []
     drawn: list[int] = []
-    for _ in range(int(rng.integers(*style.tries, endpoint=True))):
+    for _ in range(int(rng.integers(*TRIES, endpoint=True))):
         index = int(rng.integers(len(scans)))
-        side = int(rng.integers(*style.digit_sides, endpoint=True))
+        side = int(rng.integers(*DIGIT_SIDES, endpoint=True))
         scan = Image.fromarray(scans[index]).resize((side, side), Image.Resampling.BICUBIC)
         alpha = np.asarray(scan, np.float64) / 255
         top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
@@ -169,9 +145,8 @@ def _compose(
         changed[place][ink] = len(digits)
         still_clear = clear.copy()
         still_clear[place] = np.where(ink, len(digits), -1)
-        remaining = still_clear if style.dark_hides else changed
-        visible = [(remaining == each).sum() for each in range(len(digits))]
-        if any(v < style.least_visible * n for v, n in zip(visible, drawn, strict=True)):
+        visible = [(still_clear == each).sum() for each in range(len(digits))]
+        if any(v < LEAST_VISIBLE * n for v, n in zip(visible, drawn, strict=True)):
             continue  # it would hide another digit
         # Light ink on a darkened patch, as on the scan.
         ink_color = rng.integers(180, 256, 3)
@@ -206,11 +181,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown argument {argv[1]!r}: use --output=DIR.")
     output = flags.FLAGS.output
-    write_scattered_digits(output, flags.FLAGS.style)
+    write_scattered_digits(output)
     print(f"coco:{output}@train and coco:{output}@validation")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Directory to write the data set to.", required=True)
-    flags.DEFINE_enum("style", "crowded", list(STYLES), "How images are composed.")
     app.run(main)
