@@ -4,7 +4,7 @@ import re
 
 from fastervit_jax.analysis import hlo
 
-STAGES = r"stem|stage\d/downsample|stage\d|head"
+STAGES = r"stem|stage\d/downsample|stage\d|encoder|decoder|auxiliary|head"
 PARTS = r"carriers|tokenizer|attention|mlp"
 _MOVES = {"copy", "transpose", "bitcast", "reshape", "slice", "concatenate", "pad", "broadcast"}
 _MOVES |= {"parameter", "constant", "convert", "dynamic-slice", "tuple", "get-tuple-element"}

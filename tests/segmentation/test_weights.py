@@ -1,5 +1,7 @@
 """UperNet's weights: mmsegmentation's and transformers' names, deployment."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,7 @@ def test_names_are_mmsegmentations(file):
     ):
         assert name in state, name
     # The recorded heads of mmsegmentation have the same names.
-    with np.load("tests/segmentation/upernet.npz") as recorded:
+    with np.load(Path(__file__).parent / "upernet.npz") as recorded:
         theirs = {name.removeprefix("weights.") for name in recorded if name.startswith("weights.")}
     assert {name for name in state if "_head" in name} == theirs
 
