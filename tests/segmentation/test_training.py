@@ -92,6 +92,7 @@ def test_a_batch_without_labels_has_the_loss_0_and_says_so():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_one_result_on_one_device_and_on_eight():
     """Batch norm is over the whole batch, whatever the mesh. Float32."""
     one, metrics = _step_on(1, 1)
