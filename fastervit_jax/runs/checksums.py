@@ -47,6 +47,7 @@ def start_checksums(tree) -> Callable[[], dict[str, int]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+    whole = [array.is_fully_addressable for array in arrays.values()]
     sums = [_compiled_sum(array.sharding)(array) for array in arrays.values()]
     kinds = [zlib.crc32(f"{array.dtype}{array.shape}".encode()) for array in arrays.values()]
 
@@ -55,7 +56,12 @@ def start_checksums(tree) -> Callable[[], dict[str, int]]:
         totals = [int(np.sum(parts, dtype=np.uint32)) for parts in jax.device_get(here)]
         if jax.process_count() > 1:
             of_all = np.asarray(multihost_utils.process_allgather(np.array(totals, np.uint32)))
-            totals = of_all.sum(axis=0, dtype=np.uint32).tolist()
+            summed = of_all.sum(axis=0, dtype=np.uint32).tolist()
+            # An array on this process's devices alone, such as one that an evaluation reads, is
+            # whole on every process.
+            totals = [
+                own if w else both for own, both, w in zip(totals, summed, whole, strict=True)
+            ]
         return {
             name: (total + kind) % 2**32
             for name, total, kind in zip(arrays, totals, kinds, strict=True)
