@@ -7,7 +7,7 @@ With --all it fills the published table: fastervit eval --all --weights_dir=DIR 
 import json
 import sys
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import jax
 from absl import flags
@@ -157,50 +157,50 @@ def command() -> Callable[[list[str]], None]:
         print_result(json.dumps({**result.summary(), **result.settings()}, allow_nan=False))
 
     def evaluate_detector(path: str, options) -> None:
-        for flag in (predictions, real_labels, weights_dir, markdown):
-            if flag.value:
-                raise ValueError(f"Invalid --{flag.name}: it belongs to classifiers.")
-        if len(dataset.value) > 1:
-            raise ValueError("Invalid --dataset: expected one data set.")
         from fastervit_jax.detection import report as detection_report
         from fastervit_jax.detection.run import evaluate_weights as evaluate_detector_weights
 
-        check_report_directory(report.value)
-        result = evaluate_detector_weights(
+        evaluate_other(
+            evaluate_detector_weights,
+            detection_report,
             path,
-            dataset.value[0] if dataset.value else None,
-            model_name=model.value,
-            model_options=model_options(),
-            ema=ema.value,
-            data_dir=data_dir.value,
-            dtype=dtype.value,
-            transparency=transparency.value,
-            exif=exif.value,
+            options,
             batch_size=batch_size.value or 1,
             num_workers=num_workers.value,
-            say=options.say,
         )
-        if not _is_first_host():
-            return
-        for line in detection_report.lines(result):
-            options.say(line)
-        if report.value:
-            options.say(f"report: {detection_report.write_report(result, report.value)}")
-        if json_file.value:
-            write_whole(json_file.value, detection_report.details_json(result))
-        print_result(json.dumps(result.summary(), allow_nan=False))
 
     def evaluate_segmenter(path: str, options) -> None:
+        from fastervit_jax.segmentation import report as segmentation_report
+        from fastervit_jax.segmentation.run import evaluate_weights as evaluate_segmenter_weights
+
+        evaluate_other(
+            evaluate_segmenter_weights,
+            segmentation_report,
+            path,
+            options,
+            batch_size=batch_size.value or 8,
+            mode=mode.value,
+            scales=[float(scale) for scale in scales.value] if scales.value else None,
+            flip=flip.value,
+        )
+
+    def evaluate_other(evaluate, reports: Any, path: str, options, **more) -> None:
+        """Evaluates a network for another task than classification.
+
+        Args:
+            evaluate: the `evaluate_weights` of the task.
+            reports: the module `report` of the task.
+            path: the weights.
+            options: of all evaluations.
+            **more: further arguments of `evaluate`.
+        """
         for flag in (predictions, real_labels, weights_dir, markdown):
             if flag.value:
                 raise ValueError(f"Invalid --{flag.name}: it belongs to classifiers.")
         if len(dataset.value) > 1:
             raise ValueError("Invalid --dataset: expected one data set.")
-        from fastervit_jax.segmentation import report as segmentation_report
-        from fastervit_jax.segmentation.run import evaluate_weights as evaluate_segmenter_weights
-
         check_report_directory(report.value)
-        result = evaluate_segmenter_weights(
+        result = evaluate(
             path,
             dataset.value[0] if dataset.value else None,
             model_name=model.value,
@@ -208,22 +208,19 @@ def command() -> Callable[[list[str]], None]:
             ema=ema.value,
             data_dir=data_dir.value,
             dtype=dtype.value,
-            batch_size=batch_size.value or 8,
             transparency=transparency.value,
             exif=exif.value,
-            mode=mode.value,
-            scales=[float(scale) for scale in scales.value] if scales.value else None,
-            flip=flip.value,
             say=options.say,
+            **more,
         )
         if not _is_first_host():
             return
-        for line in segmentation_report.lines(result):
+        for line in reports.lines(result):
             options.say(line)
         if report.value:
-            options.say(f"report: {segmentation_report.write_report(result, report.value)}")
+            options.say(f"report: {reports.write_report(result, report.value)}")
         if json_file.value:
-            write_whole(json_file.value, segmentation_report.details_json(result))
+            write_whole(json_file.value, reports.details_json(result))
         print_result(json.dumps(result.summary(), allow_nan=False))
 
     by_task = {

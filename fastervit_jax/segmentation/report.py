@@ -15,7 +15,6 @@ from fastervit_jax.evaluation.report_page import PAGE
 from fastervit_jax.segmentation.pictures import with_legend
 from fastervit_jax.segmentation.run import SegmentationResult
 
-_MOST_CLASSES = 255
 _MOST_CONFUSIONS = 20
 _WORST = 12
 _SIDE = 320
@@ -85,7 +84,7 @@ def _tiles(result: SegmentationResult) -> str:
 def _classes(result: SegmentationResult) -> str:
     metrics = result.evaluation.metrics
     share = metrics.confusion.sum(axis=1) / max(1, metrics.confusion.sum())
-    order = np.argsort(np.nan_to_num(metrics.iou, nan=2.0), kind="stable")[:_MOST_CLASSES]
+    order = np.argsort(np.nan_to_num(metrics.iou, nan=2.0), kind="stable")
     rows = "".join(
         f'<tr><td>{escape(metrics.class_names[k])}</td><td class="wide">'
         f"{bar(float(np.nan_to_num(metrics.iou[k])))}</td>"
