@@ -114,6 +114,7 @@ def conv3x3(
         kernel_init=uniform,
         bias_init=uniform,
         dtype=dtype,
+        conv_general_dilated=layouts.convolution,
         rngs=rngs,
     )
 

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fastervit_jax.models import Family, FasterViT, register
+from fastervit_jax.models import Family, FasterViT, layouts, register
 from fastervit_jax.models.layers import BatchNorm, Dropout, layer_norm, normal, zeros
 from fastervit_jax.segmentation.config import BACKBONES, UperNetConfig, upernet_config
 from fastervit_jax.segmentation.deploy import deployed
-from fastervit_jax.segmentation.resize import adaptive_pool, resize
+from fastervit_jax.segmentation.resize import adaptive_pool, convolve_resized, resize
 
 POOL_SIZES = (1, 2, 3, 6)
 AUXILIARY_STAGE = 2
@@ -132,14 +132,16 @@ class Decoder(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        def convolution(inputs: int, side: int) -> ConvNormRelu:
-            return ConvNormRelu(inputs, channels, side, dtype=dtype, rngs=rngs)
+        def convolution(inputs: int, side: int, kind=ConvNormRelu):
+            return kind(inputs, channels, side, dtype=dtype, rngs=rngs)
 
         self.pyramid = nnx.List(convolution(widths[-1], 1) for _ in POOL_SIZES)
-        self.bottleneck = convolution(widths[-1] + len(POOL_SIZES) * channels, 3)
+        self.bottleneck = convolution(
+            widths[-1] + len(POOL_SIZES) * channels, 3, ResizedConvNormRelu
+        )
         self.laterals = nnx.List(convolution(width, 1) for width in widths[:-1])
         self.levels = nnx.List(convolution(channels, 3) for _ in widths[:-1])
-        self.fusion = convolution(len(widths) * channels, 3)
+        self.fusion = convolution(len(widths) * channels, 3, ResizedConvNormRelu)
         self.dropout = channel_dropout(dropout)
         self.classifier = classifier(channels, num_classes, dtype=dtype, rngs=rngs)
 
@@ -154,16 +156,15 @@ class Decoder(nnx.Module):
         levels = [level(x) for level, x in zip(self.levels, laterals[:-1], strict=True)]
         levels.append(laterals[-1])
         size = levels[0].shape[1:3]
-        fused = self.fusion(jnp.concatenate([resize(x, size) for x in levels], axis=-1))
+        fused = self.fusion(levels, size)
         return self.classifier(self.dropout(fused, rngs=rngs)).astype(_float32(fused))
 
     def _pooled(self, last: jax.Array) -> jax.Array:
         """The last map, and its averages over 1, 2 × 2, 3 × 3 and 6 × 6 parts."""
-        size = last.shape[1:3]
         parts = [last]
         for bins, convolution in zip(POOL_SIZES, self.pyramid, strict=True):
-            parts.append(resize(convolution(adaptive_pool(last, bins)), size))
-        return self.bottleneck(jnp.concatenate(parts, axis=-1))
+            parts.append(convolution(adaptive_pool(last, bins)))
+        return self.bottleneck(parts, last.shape[1:3])
 
 
 class AuxiliaryHead(nnx.Module):
@@ -196,12 +197,23 @@ class ConvNormRelu(nnx.Module):
             use_bias=False,
             kernel_init=normal(deviation),
             dtype=dtype,
+            conv_general_dilated=layouts.convolution,
             rngs=rngs,
         )
         self.norm: Any = BatchNorm(channels, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.nn.relu(self.norm(self.conv(x)))
+
+
+class ResizedConvNormRelu(ConvNormRelu):
+    """The same on several maps, as if they were resized to one size and concatenated."""
+
+    def __call__(self, maps: list[jax.Array], size: tuple[int, ...]) -> jax.Array:
+        out = convolve_resized(maps, size, self.conv.kernel[...].astype(maps[0].dtype))
+        if self.conv.bias is not None:  # deployed
+            out = out + self.conv.bias[...].astype(out.dtype)
+        return jax.nn.relu(self.norm(out))
 
 
 def channel_dropout(rate: float) -> Dropout:

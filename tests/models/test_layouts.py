@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
-from fastervit_jax.models import variant_config
-from fastervit_jax.models.layers import DepthwiseConv3x3
+from fastervit_jax.models import layouts, variant_config
+from fastervit_jax.models.layers import DepthwiseConv3x3, conv3x3
 from fastervit_jax.models.layouts import traced_for
 from fastervit_jax.models.transformer import Attention, Mlp
 
@@ -126,6 +126,33 @@ def test_depthwise_convolution_in_bfloat16_sums_in_float32():
     precise.kernel = nnx.Param(kernel)
     with traced_for("cpu"):
         np.testing.assert_array_equal(out, precise(x).astype(jnp.bfloat16))
+
+
+def test_wide_convolution(monkeypatch):
+    """From some number of channels, the CPU has another gradient: it is the same."""
+    monkeypatch.setattr(layouts, "WIDE", WIDTH)
+    convolution = conv3x3(WIDTH, WIDTH + 1, dtype=jnp.float64, rngs=nnx.Rngs(0))
+
+    def expected(x):
+        kernel = np.asarray(convolution.kernel[...])
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        out = np.zeros((*x.shape[:3], WIDTH + 1))
+        for row, column in np.ndindex(3, 3):
+            shifted = padded[:, row : row + x.shape[1], column : column + x.shape[2]]
+            out += shifted @ kernel[row, column]
+        return out + np.asarray(convolution.bias[...])
+
+    shape = (2, 4, 5, WIDTH)
+    _check(convolution, lambda convolution, x: convolution(x), expected, shape)
+
+    def convolutions(wide: int) -> int:
+        monkeypatch.setattr(layouts, "WIDE", wide)
+        kernels = jax.jit(nnx.grad(lambda module, x: jnp.sum(module(x) ** 2)))
+        lowered = kernels.trace(convolution, jnp.zeros(shape)).lower(lowering_platforms=("cpu",))
+        return lowered.as_text().count("stablehlo.convolution")
+
+    # Forward, and the kernel's gradient only where maps are narrow.
+    assert (convolutions(WIDTH + 1), convolutions(WIDTH)) == (2, 1)
 
 
 def test_the_platform_is_chosen_when_a_program_is_lowered():

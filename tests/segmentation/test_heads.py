@@ -144,3 +144,32 @@ def test_other_resizing_or_pooling_would_be_seen(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(upernet, "POOL_SIZES", (1, 2, 3, 4))
         assert difference() > 1e-3
+
+
+def test_convolution_of_resized_maps():
+    """It is what it is named: maps resized, concatenated, convolved. So are the gradients."""
+    random = np.random.default_rng(0)
+    size = (13, 10)
+    shapes = [(13, 10, 3), (7, 5, 4), (1, 1, 2), (20, 12, 5)]
+    maps = [jnp.asarray(random.standard_normal((2, *shape))) for shape in shapes]
+    kernel = jnp.asarray(random.standard_normal((3, 3, sum(shape[-1] for shape in shapes), 6)))
+    cotangent = jnp.asarray(random.standard_normal((2, *size, 6)))
+
+    def plainly(maps, kernel):
+        whole = jnp.concatenate([resizing.resize(x, size) for x in maps], axis=-1)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            whole, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    def together(maps, kernel):
+        return resizing.convolve_resized(maps, size, kernel)
+
+    def both(maps, kernel, cotangent):
+        out, backward = zip(*(jax.vjp(f, maps, kernel) for f in (together, plainly)), strict=True)
+        return [
+            (each, *jax.tree.leaves(f(cotangent))) for each, f in zip(out, backward, strict=True)
+        ]
+
+    for one, other in zip(*jax.jit(both)(maps, kernel, cotangent), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * np.abs(other).max())
