@@ -18,6 +18,7 @@ from fastervit_jax.detection.layers import (
 )
 from fastervit_jax.detection.position import box_positions
 from fastervit_jax.models.layers import full_precision, layer_norm
+from fastervit_jax.models.transformer import unnormalized_softmax
 
 
 class SelfAttention(nnx.Module):
@@ -52,9 +53,11 @@ class SelfAttention(nnx.Module):
         logits = logits * q.shape[-1] ** -0.5
         if blocked is not None:
             logits = jnp.where(blocked[:, None], -jnp.inf, logits)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        out = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(n, count, width)
-        return self.output(out)
+        weights, total = unnormalized_softmax(logits)
+        weights = weights.astype(self.dtype)
+        out = jnp.einsum("nhqk,nkhd->nhqd", weights, v, preferred_element_type=wide) / total
+        out = out.astype(self.dtype).swapaxes(1, 2)
+        return self.output(out.reshape(n, count, width))
 
 
 class DecoderLayer(nnx.Module):

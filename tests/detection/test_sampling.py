@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fastervit_jax.detection import sampling
 from fastervit_jax.detection.sampling import (
     sample,
     sample_by_gathers,
     sample_by_levels,
     sample_by_matrix,
+    sample_in_turn,
 )
 from fastervit_jax.models.layouts import traced_for
 from tests.detection.golden_files import GOLDEN
@@ -18,9 +20,10 @@ from tests.quick_compilation import quick_jit
 SHAPES = ((7, 9), (4, 5), (2, 3))
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_values_and_gradients(platform):
-    """A matrix (CPU), gathers (GPU) and products (TPU), in float64; also outside of maps."""
+@pytest.mark.parametrize("platform, dense", [("cpu", 1024), ("cpu", 0), ("cuda", 0), ("tpu", 1024)])
+def test_values_and_gradients(platform, dense, monkeypatch):
+    """Matrix and loop (CPU), gathers (GPU) and products (TPU), in float64; also outside of maps."""
+    monkeypatch.setattr(sampling, "DENSE_TOKENS", dense)
     with np.load(GOLDEN / "sampling.npz") as file:
         recorded = dict(file)
     with jax.enable_x64(True), traced_for(platform):
@@ -63,7 +66,9 @@ def test_large_maps(platform):
         np.testing.assert_allclose(result, results[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("function", [sample_by_gathers, sample_by_matrix, sample_by_levels])
+@pytest.mark.parametrize(
+    "function", [sample_by_gathers, sample_in_turn, sample_by_matrix, sample_by_levels]
+)
 def test_bfloat16(function):
     generator = np.random.default_rng(0)
     values, weights = generator.standard_normal((2, 63, 3, 8)), generator.random((2, 5, 3, 1, 4))
