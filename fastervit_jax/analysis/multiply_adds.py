@@ -5,7 +5,9 @@ Nothing is traced, so the result can be compared with the count of a compiler.
 """
 
 import dataclasses
+import math
 
+from fastervit_jax.detection.config import DinoConfig
 from fastervit_jax.models.config import ATTENTION_STAGES, FasterViTConfig
 
 _POSITION_HIDDEN = 512
@@ -50,7 +52,11 @@ def multiply_adds(config: FasterViTConfig) -> MultiplyAdds:
     for stage in range(4):
         blocks = config.depths[stage]
         if stage not in ATTENTION_STAGES:
-            stages.append(blocks * 2 * areas[stage] * 9 * widths[stage] ** 2)
+            area = areas[stage]
+            if config.pad_all_stages:
+                window = config.window_size[stage]
+                area = math.prod(-(-side // window) * window for side in config.map_size(stage))
+            stages.append(blocks * 2 * area * 9 * widths[stage] ** 2)
             positions.append(0)
         else:
             per_image, per_pass = _attention_stage(config, stage)
@@ -99,3 +105,44 @@ def _transformer_layer(config: FasterViTConfig, width: int, tokens: int) -> int:
 
 def _position_network(coordinates: int, features: int) -> int:
     return coordinates * _POSITION_HIDDEN * (2 + features)
+
+
+def dino_multiply_adds(config: DinoConfig, size: tuple[int, int]) -> dict[str, int]:
+    """Counts the multiply-adds of a DINO for one image, without denoising queries.
+
+    A sample of deformable attention takes one for each of its four neighbors and channels.
+
+    Args:
+        config: options of the network.
+        size: height and width of the image, in pixels.
+
+    Returns:
+        Multiply-adds by part: backbone, projections, encoder, selection and decoder.
+    """
+    backbone = dataclasses.replace(config.backbone, resolution=size)
+    widths = [backbone.widths[stage] for stage in config.stages]
+    areas = [math.prod(backbone.map_size(stage)) for stage in config.stages]
+    last = backbone.map_size(config.stages[-1])
+    areas.append(-(-last[0] // 2) * -(-last[1] // 2))
+    tokens, queries, hidden = sum(areas), config.queries, config.hidden
+
+    def deformable(count: int) -> int:
+        places = config.heads * config.levels * config.points
+        of_queries = hidden * (3 * places + hidden) + 4 * config.levels * config.points * hidden
+        return tokens * hidden**2 + count * of_queries
+
+    feedforward = 2 * hidden * config.feedforward
+    class_head, box_head = hidden * config.num_classes, hidden * (2 * hidden + 4)
+    projections = sum(area * width * hidden for area, width in zip(areas, widths, strict=False))
+    self_attention = queries * 4 * hidden**2 + 2 * queries**2 * hidden
+    # The box head sees a layer twice: for its boxes, and for the references of the next layer.
+    heads = 3 * hidden**2 + class_head + 2 * box_head
+    decoder_layer = self_attention + deformable(queries) + queries * (feedforward + heads)
+    of_backbone = multiply_adds(backbone)
+    return {
+        "backbone": of_backbone.per_image + of_backbone.per_pass,
+        "projections": projections + areas[-1] * 9 * widths[-1] * hidden,
+        "encoder": config.encoder_layers * (deformable(tokens) + tokens * feedforward),
+        "selection": tokens * (hidden**2 + class_head) + queries * box_head,
+        "decoder": config.decoder_layers * decoder_layer - queries * box_head,
+    }
