@@ -2,6 +2,7 @@
 
     python benchmarks/estimate.py --models 0 --chips v5e:1x1 --programs forward step
     python benchmarks/estimate.py --models 0 1 2 3 4 5 6 --chips h100 --programs deployed step
+    python benchmarks/estimate.py --recipes dino_4scale_faster_vit_0_224_12ep --batch 2 --chips h100
 
 No device is needed, and nothing is run: all figures are estimates from the compiled program, as of
 `train.py --compile_for` (`analysis.tpu_cost`, `analysis.gpu_cost`). Bodies of loops count as often
@@ -9,7 +10,9 @@ as they run. With anything that has no estimate the total is unknown, and the ro
 
 The time is split by stage (`places`) and by kind of operation (`kinds`); see `analysis.places`.
 `gmacs` are the program's multiply-adds, `gmacs_by_hand` those of the architecture with the padding
-of convolutions; `ratio_peak` is the least time of the smaller of the two over the estimated time.
+of convolutions (classifiers only); `ratio_peak` is the least time of the smaller of the two over
+the estimated time. A recipe's step and its images' size are those of the recipe; for a detector,
+the size is the first bucket.
 """
 
 import argparse
@@ -24,7 +27,7 @@ from flax import nnx
 
 from fastervit_jax.analysis import gpu_cost, hlo, topology
 from fastervit_jax.analysis.chips import Chip, Gpu
-from fastervit_jax.analysis.compile_for import cost_of, memory_of
+from fastervit_jax.analysis.compile_for import cost_of, lower_step, memory_of
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.augmentation.device import AugmentationSettings
 from fastervit_jax.models import FasterViT, abstract_model, variant_config
@@ -32,10 +35,12 @@ from fastervit_jax.models.deploy import deployed
 from fastervit_jax.models.pure_model import PureModel
 from fastervit_jax.parallel.compiler import compiler_options
 from fastervit_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from fastervit_jax.runs.recipes import load_recipe
 from fastervit_jax.runs.state import abstract_state
 from fastervit_jax.training.classification import ClassificationObjective
 from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
+from fastervit_jax.training.tasks import task_of
 
 
 def lower(program: str, name: str, batch: int, mesh):
@@ -48,19 +53,7 @@ def lower(program: str, name: str, batch: int, mesh):
             model = nnx.eval_shape(
                 lambda: deployed(FasterViT(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
             )
-        model.eval()
-        graph, state = nnx.split(model)
-        arrays = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
-            state,
-        )
-        shape = (batch, height, width, 3)
-        images = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=batch_sharding(mesh))
-        forward = jax.jit(
-            lambda state, images: nnx.merge(graph, state)(images),
-            compiler_options=compiler_options(mesh),
-        )
-        return forward.lower(arrays, images)
+        return lower_forward(model, (batch, height, width, 3), mesh)
     pure = PureModel(model)
     optimizer = make_optimizer("adamw", learning_rate=1e-3, weight_decay=0.005)
     augmentation = AugmentationSettings(
@@ -80,6 +73,33 @@ def lower(program: str, name: str, batch: int, mesh):
     return step.lower(state, {"image": images, "label": jax.ShapeDtypeStruct((batch,), jnp.int32)})
 
 
+def lower_forward(model: nnx.Module, shape: tuple[int, ...], mesh):
+    """The forward pass on images of this shape."""
+    model.eval()
+    graph, state = nnx.split(model)
+    arrays = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+        state,
+    )
+    images = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=batch_sharding(mesh))
+    forward = jax.jit(
+        lambda state, images: nnx.merge(graph, state)(images),
+        compiler_options=compiler_options(mesh),
+    )
+    return forward.lower(arrays, images)
+
+
+def lower_recipe(program: str, name: str, batch: int, mesh):
+    """The forward pass or the step of a recipe's network."""
+    config = load_recipe(name)
+    config.batch_size = config.group_size = batch
+    task = task_of(config)
+    if program == "step":
+        return lower_step(task, config, mesh)[0]
+    shape = task.batch_shapes(config)["image"].shape
+    return lower_forward(task.network(config), shape, mesh)
+
+
 def by_hand(program: str, name: str, batch: int) -> int:
     """Multiply-adds of the architecture; the first convolution has no gradient to its input."""
     count = multiply_adds(variant_config(name))
@@ -87,13 +107,14 @@ def by_hand(program: str, name: str, batch: int) -> int:
     return forward if program != "step" else 3 * forward - batch * count.stem[0]
 
 
-def figures(text: str, chip: Chip, needed: int) -> dict:
-    """What a compiled program tells; `needed` are the multiply-adds by hand."""
+def figures(text: str, chip: Chip, counted: int | None) -> dict:
+    """What a compiled program tells; `counted` are the multiply-adds by hand."""
     cost, by_place, by_kind = cost_of(hlo.parse(text), chip)
+    needed = cost.multiply_adds if counted is None else counted
     seconds, longest = (None, None) if cost.unknown else cost.seconds(chip, 0.0)
     common = {
         "gmacs": cost.multiply_adds / 1e9,
-        "gmacs_by_hand": needed / 1e9,
+        "gmacs_by_hand": counted and counted / 1e9,
         "ms": seconds and 1e3 * seconds,
         "longest_ms": longest and 1e3 * longest,
         "ratio_peak": seconds and 2 * min(cost.multiply_adds, needed) / chip.peak_flops / seconds,
@@ -122,6 +143,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument("--models", type=int, nargs="*", default=[0], metavar="0..6")
+    flags.add_argument("--recipes", nargs="*", default=[], help="instead of models, by name")
     flags.add_argument("--chips", nargs="*", default=["v5e:1x1", "v5p:1x1x1", "v6e:1x1"])
     flags.add_argument("--programs", nargs="*", default=["forward", "step"])
     flags.add_argument("--batch", type=int, default=128)
@@ -138,13 +160,14 @@ def main() -> None:
             compiler = "libtpu" if kind == "tpu" else "jax-cuda13-plugin"
             record.content["versions"][compiler] = importlib.metadata.version(compiler)
         mesh = make_mesh(devices=devices)
-        for number in arguments.models:
-            name = f"faster_vit_{number}_224"
+        names = arguments.recipes or [f"faster_vit_{number}_224" for number in arguments.models]
+        for name in names:
             for program in arguments.programs:
                 row = {"model": name, "chip": name_of_chip, "program": program}
                 row["batch"] = arguments.batch
                 with topology.lowering_for(devices[0]):
-                    lowered = lower(program, name, arguments.batch, mesh)
+                    make = lower_recipe if arguments.recipes else lower
+                    lowered = make(program, name, arguments.batch, mesh)
                 begin = time.perf_counter()
                 try:
                     compiled = lowered.compile()
@@ -159,7 +182,8 @@ def main() -> None:
                     (arguments.dump / f"{name}_{name_of_chip}_{program}.hlo").write_text(text)
                 memory = memory_of(compiled).total / 1e9
                 row |= {"compile_seconds": time.perf_counter() - begin, "memory_gb": memory}
-                record.add(**row, **figures(text, chip, by_hand(program, name, arguments.batch)))
+                count = None if arguments.recipes else by_hand(program, name, arguments.batch)
+                record.add(**row, **figures(text, chip, count))
     columns = ["model", "chip", "program", "batch", "gmacs", "ms", "longest_ms", "ratio_peak"]
     record.show([*columns, "memory_gb", "kinds"])
 

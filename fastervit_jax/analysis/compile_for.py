@@ -188,7 +188,7 @@ def compile_for(
     compiled, refusal, memory = None, "", None
     # On a mesh, kernels are lowered by the compiler.
     with topology.lowering_for(device):
-        lowered, state = _lower(task, config, mesh)
+        lowered, state = lower_step(task, config, mesh)
         say(f"Compiling it for {mesh.size} × {device.device_kind}.")
         begin = time.perf_counter()
         compilation = Compilation(lowered)
@@ -256,7 +256,7 @@ def _shares(times: Counter[str]) -> dict[str, float]:
     return {label: time / total for label, time in times.most_common()} if total else {}
 
 
-def _lower(task: Task, config: ml_collections.ConfigDict, mesh: Mesh):
+def lower_step(task: Task, config: ml_collections.ConfigDict, mesh: Mesh):
     """Returns the lowered step and the shapes of its state."""
     epoch_steps = _IMAGENET_IMAGES // config.batch_size
     program = build.program(task, config, mesh, epoch_steps=epoch_steps)

@@ -189,6 +189,12 @@ class DINO(nnx.Module):
             sizes = jnp.broadcast_to(jnp.asarray([height, width]), (n, 2))
         shapes = [(each.shape[1], each.shape[2]) for each in projected]
         levels = describe_levels(padding_mask(sizes, height, width), shapes, self.config.hidden)
+        count = sum(rows * columns for rows, columns in shapes)
+        if count < self.config.queries:
+            raise ValueError(
+                f"Invalid images of {height} × {width}: their maps have {count} positions, but the "
+                f"network selects {self.config.queries} queries. Use larger images or fewer queries."
+            )
         flat = [each.reshape(n, -1, self.config.hidden) for each in projected]
         return jnp.concatenate(flat, axis=1), levels
 

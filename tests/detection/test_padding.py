@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from fastervit_jax.detection import Inputs
@@ -81,3 +82,14 @@ def test_padding_tokens_are_not_seen():
     one, other = (detect_from_maps(network()[1], maps, images, sizes, n) for n in (0.0, 7.0))
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert np.isfinite(one[0]).all()
+
+
+def test_small_images():
+    """Images smaller than a window are padded to one. Too small for the queries is refused."""
+    model = nnx.merge(*network())
+    image = jnp.ones((1, 40, 50, 3))  # smaller than the windows of stages 3 and 4
+    outputs = nnx.eval_shape(lambda: model(image))
+    queries = model.config.queries
+    assert outputs.boxes.shape[-2:] == (queries, 4)
+    with pytest.raises(ValueError, match=rf"Invalid images of 16 × 16: .* {queries} queries"):
+        model(jnp.ones((1, 16, 16, 3)))
