@@ -193,7 +193,7 @@ class DINO(nnx.Module):
         if count < self.config.queries:
             raise ValueError(
                 f"Invalid images of {height} × {width}: their maps have {count} positions, but the "
-                f"network selects {self.config.queries} queries. Use larger images or fewer queries."
+                f"network needs {self.config.queries} queries. Use larger images or fewer queries."
             )
         flat = [each.reshape(n, -1, self.config.hidden) for each in projected]
         return jnp.concatenate(flat, axis=1), levels
