@@ -73,7 +73,7 @@ $(VENV)/test-installed: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[test,docs]' $(if $(JAX),jax==$(JAX))
 ifeq ($(REFERENCE),yes)
 	($(BIN)/pip install --quiet torch==2.13.0 pyyaml safetensors huggingface_hub && \
-	 $(BIN)/pip install --quiet --no-deps timm==0.9.16 torchvision==0.28.0 fastervit==1.0.0) || \
+	 $(BIN)/pip install --quiet --no-deps timm==0.9.16 torchvision==0.28.0 fastervit==1.0.0 torchmetrics lightning-utilities) || \
 	 echo "torch or the official package could not be installed: nothing is compared with them"
 endif
 	touch $@

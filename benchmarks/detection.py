@@ -3,7 +3,7 @@
     pip install --no-deps mmdet==3.3.0 mmcv-lite==2.1.0 mmengine ftfy regex addict yapf \
         terminaltables platformdirs termcolor rich opencv-python-headless shapely pycocotools \
         wcwidth
-    python benchmarks/detection.py --models 0 --sizes 256x320x2 800x1344x1
+    python benchmarks/detection.py --models 0 --sizes 256x320x2 --forward_sizes 800x1344x1
 
 Theirs is mmdet's DINO, with the official constants, on the official any_res backbone, channels-last
 and eager. Deformable attention is mmcv's function in plain torch. Both have random weights and take
@@ -204,7 +204,9 @@ def our_step(model: DINO, number: int, batch: dict[str, np.ndarray]) -> harness.
     return run
 
 
-def compare(record, arguments, device: str, number: int, size: tuple[int, int], n: int) -> None:
+def compare(
+    record, arguments, device: str, programs: list[str], number: int, size: tuple[int, int], n: int
+) -> None:
     """Times one model with n images of one size, and adds rows to the record."""
     rng = np.random.default_rng(0)
     boxes = rng.uniform(0.3, 0.4, (n, BOXES, 4)).astype(np.float32)
@@ -216,7 +218,7 @@ def compare(record, arguments, device: str, number: int, size: tuple[int, int], 
     tensor = networks.to_torch(images, device)
     known = samples(boxes, labels, size)
     row = {"model": name, "height": size[0], "width": size[1], "batch": n}
-    if "forward" in arguments.programs:
+    if "forward" in programs:
         model.eval()
         graph, state = nnx.split(model)
         leaves, tree = jax.tree.flatten(state)
@@ -248,7 +250,7 @@ def compare(record, arguments, device: str, number: int, size: tuple[int, int], 
         seconds = {key: timing.counted for key, timing in timings.items()}
         ratio = seconds["torch"] / seconds["ours"]
         record.add(**row, program="forward", **seconds, ratio=ratio, **counts)
-    if "step" in arguments.programs:
+    if "step" in programs:
         batch = {
             "image": rng.integers(0, 256, (n, *size, 3), np.uint8),
             "size": np.tile(np.asarray(size, np.int32), (n, 1)),
@@ -271,15 +273,16 @@ def compare(record, arguments, device: str, number: int, size: tuple[int, int], 
 def main() -> None:
     flags = harness.parser(__doc__)
     flags.add_argument("--sizes", nargs="+", default=["256x320x2"], help="height x width x batch")
-    flags.add_argument("--programs", nargs="+", default=["forward", "step"])
+    flags.add_argument("--forward_sizes", nargs="*", default=[], help="without the step")
     flags.set_defaults(models=[0])
     arguments = flags.parse_args()
     device = harness.start(arguments)
     record = harness.Record("detection", arguments, device)
     for number in arguments.models:
-        for each in arguments.sizes:
+        for each in [*arguments.sizes, *arguments.forward_sizes]:
             height, width, batch = map(int, each.split("x"))
-            compare(record, arguments, device, number, (height, width), batch)
+            programs = ["forward", "step"] if each in arguments.sizes else ["forward"]
+            compare(record, arguments, device, programs, number, (height, width), batch)
             harness.forget()
     record.show(["model", "height", "width", "batch", "program", "torch", "ours", "ratio"])
 

@@ -330,25 +330,37 @@ def _fastest_by_model(rows: list[dict]) -> dict[int, float]:
 
 def segmentation_cpu() -> str:
     """Seconds of UperNet's forward pass and training step on one core, beside torch."""
+    rows = _rows("segmentation_cpu")
+    return _beside_torch(rows, [f"{row['side']} × {row['side']}" for row in rows])
+
+
+def detection_cpu() -> str:
+    """Seconds of DINO's forward pass and training step on one core, beside torch."""
+    rows = _rows("detection_cpu")
+    return _beside_torch(rows, [f"{row['height']} × {row['width']}" for row in rows])
+
+
+def _beside_torch(rows: list[dict], sizes: list[str]) -> str:
     columns = ["model", "images", "program", "torch, s", "ours, s", "torch / ours"]
     return _table(
         columns,
         [
             [
                 f"`{row['model']}`",
-                f"{row['batch']} of {row['side']} × {row['side']}",
+                f"{row['batch']} of {size}",
                 row["program"],
                 f"{row['torch']:.2f}",
                 f"{row['ours']:.2f}",
                 _ratio(row["ratio"]),
             ]
-            for row in _rows("segmentation_cpu")
+            for row, size in zip(rows, sizes, strict=True)
         ],
     )
 
 
 TABLES = {
     "segmentation_cpu": segmentation_cpu,
+    "detection_cpu": detection_cpu,
     "gpu_estimate_forward": gpu_estimate_forward,
     "gpu_estimate_step": gpu_estimate_step,
     "gpu_inference": gpu_inference,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fastervit_jax.detection.evaluation import NUMBERS
 from fastervit_jax.training.reporting import read_metrics
+from tests.parallel.hosts import start
 from tests.small import detection_run, killed_run
 from tests.small.run import ROOT
 
@@ -86,6 +87,31 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(whole, kill_after):
     output = _train(whole, workdir.name, **changes)
     assert "Resuming from step" in output
     assert not killed_run.differences(workdir, whole / "saved_often", detection_run.STEPS)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_and_evaluate_as_one(whole):
+    """Losses of one host with two devices and of two hosts; then both evaluate one network."""
+    losses = {}
+    for hosts in (1, 2):
+        workdir = whole / f"hosts_{hosts}"
+        flags = detection_run.command(workdir, whole / "data", total_steps=4)[2:]
+        for code, _, errors in start(hosts, flags, devices=2 // hosts):
+            assert code == 0, errors
+        losses[hosts] = [record["loss"] for record in read_metrics(workdir) if "loss" in record]
+    assert len(losses[1]) == 4
+    assert losses[2] == pytest.approx(losses[1], rel=1e-3)
+    numbers = {}
+    for hosts in (1, 2):
+        flags = [f"--weights={whole / 'whole'}", "--batch_size=8"]
+        results = start(hosts, flags, devices=2 // hosts, program=("eval.py",))
+        assert all(code == 0 for code, _, _ in results), results
+        numbers[hosts] = json.loads(results[0][1].splitlines()[-1])
+    assert numbers[1]["images"] == 8
+    assert numbers[2] == {
+        key: pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
+        for key, value in numbers[1].items()
+    }
 
 
 @pytest.mark.slow
