@@ -6,7 +6,8 @@
 
 No device is needed, and nothing is run: all figures are estimates from the compiled program, as of
 `train.py --compile_for` (`analysis.tpu_cost`, `analysis.gpu_cost`). Bodies of loops count as often
-as they run. With anything that has no estimate the total is unknown, and the row says of what.
+as they run. With anything that has no estimate the total is unknown, and the row says of what;
+`known_ms` is the time of the rest.
 
 The time is split by stage (`places`) and by kind of operation (`kinds`); see `analysis.places`.
 `gmacs` are the program's multiply-adds, `gmacs_by_hand` those of the architecture with the padding
@@ -111,10 +112,12 @@ def figures(text: str, chip: Chip, counted: int | None) -> dict:
     """What a compiled program tells; `counted` are the multiply-adds by hand."""
     cost, by_place, by_kind = cost_of(hlo.parse(text), chip)
     needed = cost.multiply_adds if counted is None else counted
-    seconds, longest = (None, None) if cost.unknown else cost.seconds(chip, 0.0)
+    known, with_all = cost.seconds(chip, 0.0)
+    seconds, longest = (None, None) if cost.unknown else (known, with_all)
     common = {
         "gmacs": cost.multiply_adds / 1e9,
         "gmacs_by_hand": counted and counted / 1e9,
+        "known_ms": 1e3 * known,
         "ms": seconds and 1e3 * seconds,
         "longest_ms": longest and 1e3 * longest,
         "ratio_peak": seconds and 2 * min(cost.multiply_adds, needed) / chip.peak_flops / seconds,
