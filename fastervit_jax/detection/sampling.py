@@ -88,32 +88,39 @@ def sample_in_turn(
 def _sum_neighbors(values: jax.Array, index: jax.Array, weights: jax.Array) -> jax.Array:
     """Sums values [N, heads, S, d] at indices [N, heads, Q, K] with weights: [N, heads, Q, d]."""
 
-    def by_four(array):
-        return jnp.moveaxis(array.reshape(*array.shape[:3], -1, 4), 3, 0)
-
     def add(total, four):
         for at, weight in zip(*(jnp.split(array, 4, axis=-1) for array in four), strict=True):
-            total += weight * jnp.take_along_axis(values, at, axis=2, mode="promise_in_bounds")
+            total += weight * _take(values, at)[:, :, :, 0]
         return total, None
 
     start = jnp.zeros((*index.shape[:3], values.shape[-1]), weights.dtype)
-    return jax.lax.scan(add, start, (by_four(index), by_four(weights)))[0].astype(values.dtype)
+    total, _ = jax.lax.scan(add, start, (_in_groups(index, 4), _in_groups(weights, 4)))
+    return total.astype(values.dtype)
 
 
 def _sum_neighbors_backward(saved, gradient):
     values, index, weights = saved
+    add_at = jax.vmap(jax.vmap(lambda x, at, y: x.at[at].add(y, mode="promise_in_bounds")))
 
-    def all_at_once(values, weights):
-        products = _take(values, index) * weights[..., None]
-        return jnp.sum(products, axis=3).astype(values.dtype)
+    def add(to_values, neighbor):
+        at, weight = neighbor
+        to_values = add_at(to_values, at[..., 0], (weight * gradient).astype(to_values.dtype))
+        return to_values, jnp.sum(_take(values, at)[:, :, :, 0] * gradient, axis=-1)
 
-    to_values, to_weights = jax.vjp(all_at_once, values, weights)[1](gradient)
-    return to_values, None, to_weights
+    start = jnp.zeros(values.shape, weights.dtype)
+    to_values, to_weights = jax.lax.scan(add, start, (_in_groups(index, 1), _in_groups(weights, 1)))
+    to_weights = jnp.moveaxis(to_weights, 0, -1).astype(weights.dtype)
+    return to_values.astype(values.dtype), None, to_weights
 
 
 _sum_neighbors.defvjp(
     lambda *arguments: (_sum_neighbors(*arguments), arguments), _sum_neighbors_backward
 )
+
+
+def _in_groups(array: jax.Array, size: int) -> jax.Array:
+    """[N, heads, Q, K] → [K / size, N, heads, Q, size]."""
+    return jnp.moveaxis(array.reshape(*array.shape[:3], -1, size), 3, 0)
 
 
 def _take(values: jax.Array, index: jax.Array) -> jax.Array:
