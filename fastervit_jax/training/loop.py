@@ -48,22 +48,25 @@ def train(
     mesh = mesh_of(config)
     tensor, hosts = mesh.shape["tensor"], jax.process_count()
     task.check(config, batch_shards=batch_shards(mesh), hosts=hosts, tensor=tensor)
-    data = task.open_data(config)  # bad data is refused before anything is written
-    workdir = epath.Path(workdir)
+    # What cannot be trained is refused before anything is written.
+    data = task.open_data(config)
+    times = Timetable(config, steps_per_epoch(len(data.training), config.batch_size))
+    program = build.program(task, config, mesh, epoch_steps=times.epoch_steps)
+    workdir = epath.Path(workdir).expanduser()
     with StopRequest() as stop, exclusive(workdir), failures_of_peers():
-        return _train(task, config, data, workdir, mesh, stop)
+        return _train(task, config, data, times, program, workdir, mesh, stop)
 
 
 def _train(
     task: Task,
     config: ml_collections.ConfigDict,
     data: Data,
+    times: Timetable,
+    program: build.Program,
     workdir: epath.Path,
     mesh: Mesh,
     stop: StopRequest,
 ) -> Evaluation | None:
-    times = Timetable(config, steps_per_epoch(len(data.training), config.batch_size))
-    program = build.program(task, config, mesh, epoch_steps=times.epoch_steps)
     checkpoints = Checkpoints(
         workdir, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
