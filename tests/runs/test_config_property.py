@@ -271,12 +271,12 @@ def test_any_value_of_any_key(tmp_path):
 
 @pytest.mark.slow
 def test_thousands_of_values(tmp_path):
-    _check_values(5000, RECIPES, epath.Path(tmp_path))
+    _check_values(3000, RECIPES, epath.Path(tmp_path))
 
 
 @pytest.mark.slow
 def test_steps_of_hundreds_of_values(tmp_path):
-    _check_values(400, SMALL, epath.Path(tmp_path), trace=True)
+    _check_values(150, SMALL, epath.Path(tmp_path), trace=True)
 
 
 def test_every_key_refuses_what_no_key_can_be(tmp_path):
