@@ -271,7 +271,7 @@ def test_any_value_of_any_key(tmp_path):
 
 @pytest.mark.slow
 def test_thousands_of_values(tmp_path):
-    _check_values(3000, RECIPES, epath.Path(tmp_path))
+    _check_values(2000, RECIPES, epath.Path(tmp_path))
 
 
 @pytest.mark.slow
