@@ -38,6 +38,10 @@ def _config(**changes):
         "batch_size": 1,
         "accumulate": 1,
         "evaluation.batch_size": 1,
+        "mesa.weight": 0.0,
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
+        "erasing_probability": 0.0,
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     config.update_from_flattened_dict(flags)
@@ -50,14 +54,14 @@ def _steps(workdir) -> list[int]:
 
 @pytest.mark.slow
 def test_one_image_of_one_class_in_a_directory_with_any_name(one_image, capsys):
-    """`~`, a symbolic link, spaces and non-ASCII letters; then relative, for more epochs."""
-    config = _config()
+    """`~`, a symbolic link, spaces and non-ASCII letters; then relative, with a worker."""
+    config = _config(stop_after_epochs=1)
     (one_image / "disk").mkdir()
     (one_image / "a link").symlink_to("disk")
     trained = train(task_of(config), config, "~/a link/läuft 中文")
     workdir = one_image / "disk" / "läuft 中文"
     assert (trained.images, trained.top1, trained.top5) == (1, 1.0, 1.0)
-    assert _steps(workdir) == [1, 2]
+    assert _steps(workdir) == [1]
     assert (workdir / "predictions.png").is_file() and (workdir / "curves.png").is_file()
 
     result = evaluate_weights("~/a link/läuft 中文", None)
@@ -66,10 +70,10 @@ def test_one_image_of_one_class_in_a_directory_with_any_name(one_image, capsys):
     config = _config(epochs=3)
     with pytest.raises(ValueError, match="epochs: 2 in the checkpoint, 3 now"):
         train(task_of(config), config, "disk/läuft 中文")
-    config = _config(epochs=3, resume__allow_changes=("epochs",), data__num_workers=1)
+    config = _config(data__num_workers=1)
     train(task_of(config), config, "disk/läuft 中文")
-    assert "Resuming from step 2 of 3" in capsys.readouterr().out
-    assert _steps(workdir) == [1, 2, 3]
+    assert "Resuming from step 1 of 2" in capsys.readouterr().out
+    assert _steps(workdir) == [1, 2]
 
 
 def test_fewer_images_than_a_batch(one_image):
