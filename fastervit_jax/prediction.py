@@ -25,7 +25,7 @@ from fastervit_jax.data.images import (
     describe_seen,
     take_seen,
 )
-from fastervit_jax.data.preprocessing import normalize
+from fastervit_jax.data.preprocessing import check_rgb, normalize
 from fastervit_jax.detection import DINO
 from fastervit_jax.detection import run as detection
 from fastervit_jax.models import FasterViT
@@ -142,6 +142,7 @@ def predict(
     """
     if top < 1 or batch_size < 1:
         raise ValueError(f"Invalid top={top} or batch_size={batch_size}: expected 1 or more.")
+    check_rgb(model.config.backbone.in_chans)
     items = list(_items(images))
     if not items:
         raise ValueError("Invalid images: expected at least one, got none.")
@@ -289,9 +290,9 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _transform(model: FasterViT) -> EvalTransform:
     preprocessing = getattr(model, "preprocessing", None)
-    if preprocessing is None or model.config.in_chans != 3:
+    if preprocessing is None:
         raise ValueError(
-            "Invalid model: it has no preprocessing for RGB images. Make it with create_model, or "
+            "Invalid model: it has no preprocessing for images. Make it with create_model, or "
             "set model.preprocessing (fastervit_jax.data.preprocessing.Preprocessing)."
         )
     return EvalTransform(

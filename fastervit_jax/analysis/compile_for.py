@@ -20,8 +20,8 @@ from fastervit_jax.analysis.chips import Chip, Gpu
 from fastervit_jax.analysis.compilation import Compilation
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.models.config import FasterViTConfig
-from fastervit_jax.parallel.mesh import batch_shards, make_mesh
-from fastervit_jax.runs.config import mixing_group, model_config
+from fastervit_jax.parallel.mesh import batch_shards
+from fastervit_jax.runs.config import mesh_of, mixing_group, model_config
 from fastervit_jax.runs.state import TrainState
 from fastervit_jax.training import build
 from fastervit_jax.training.task import Task
@@ -179,7 +179,7 @@ def compile_for(
     Raises:
         ValueError: the topology or the config is invalid, or the compiler is not installed.
     """
-    mesh = make_mesh(**config.mesh, devices=topology.devices(topology_name))
+    mesh = mesh_of(config, topology.devices(topology_name))
     shards = batch_shards(mesh)
     task.check(config, batch_shards=shards, hosts=1, tensor=mesh.shape["tensor"])
     device = mesh.devices.flat[0]

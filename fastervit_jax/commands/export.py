@@ -187,7 +187,7 @@ def _description(model: FasterViT, format: str, shape: tuple[int, ...]) -> dict[
         "format": format,
         "images": {"shape": ["batch", *shape], "dtype": "float32"},
     }
-    if preprocessing is not None:
+    if preprocessing is not None and shape[-1] == len(preprocessing.mean):
         description["images"] |= {
             "mean": preprocessing.mean,
             "std": preprocessing.std,

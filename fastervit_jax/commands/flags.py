@@ -1,5 +1,6 @@
 """What the commands share: flags, results, and errors as one sentence."""
 
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -273,7 +274,7 @@ def _boolean(text: str) -> bool:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage([_with_recipe_file(argument) for argument in argv])
+        return app.parse_flags_with_usage([_with_path(argument) for argument in argv])
     except (KeyError, AttributeError) as error:
         # ml_collections' error for a --config.KEY that the config does not have.
         problem = str(error).strip("'\"").replace("\\n", ". ").replace("\\", "")
@@ -282,12 +283,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _refuse(str(error))
 
 
-def _with_recipe_file(argument: str) -> str:
-    """`--config=NAME` with the file that the name stands for."""
+def _with_path(argument: str) -> str:
+    """`--config=NAME` with the file that the name stands for, and other flags without `~`.
+
+    Shells do not expand the `~` of `--workdir=~/run`.
+    """
     name, equals, value = argument.partition("=")
-    if name.lstrip("-") != "config" or not equals:
+    if not name.startswith("-") or not equals:
         return argument
-    return f"{name}={recipe_file(value)}"
+    value = os.path.expanduser(value)
+    return f"{name}={recipe_file(value) if name.lstrip('-') == 'config' else value}"
 
 
 def _main(main: Callable[[list[str]], None], argv: list[str], arguments: bool) -> None:

@@ -20,8 +20,8 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
         raise ValueError(f"Invalid batch_size: expected a positive number, got {batch_size}.")
     if num_examples < batch_size:
         raise ValueError(
-            f"Invalid batch_size: expected at most {num_examples}, the number of examples in the "
-            f"data set, got {batch_size}. Use a smaller batch size."
+            f"Invalid batch_size={batch_size}: expected at most {num_examples}, the number of "
+            f"examples in the data set. Use a smaller batch size (config.batch_size)."
         )
     return num_examples // batch_size
 

@@ -80,6 +80,15 @@ def default_preprocessing(name: str, resolution: tuple[int, int] | None = None) 
     )
 
 
+def check_rgb(in_chans: int) -> None:
+    """Raises ValueError unless a network of so many channels takes RGB images."""
+    if in_chans != 3:
+        raise ValueError(
+            f"Invalid model with in_chans={in_chans}: images are read as RGB. Use a model of 3 "
+            "channels, or call model(images) on arrays of your own."
+        )
+
+
 def normalize(
     images: jax.Array,
     mean: Sequence[float] = IMAGENET_MEAN,

@@ -14,7 +14,7 @@ from PIL import Image
 from fastervit_jax.augmentation.detection import Plan, ResizeSettings, apply_to_image, resized
 from fastervit_jax.data import Decoding
 from fastervit_jax.data.coco_names import COCO_NAMES
-from fastervit_jax.data.preprocessing import normalize_padded
+from fastervit_jax.data.preprocessing import check_rgb, normalize_padded
 from fastervit_jax.data.sources.coco import CocoSource, open_boxes
 from fastervit_jax.detection.batches import BatchSettings, eval_batches
 from fastervit_jax.detection.dino import DINO, Inputs
@@ -116,6 +116,7 @@ def evaluate_weights(
         for line in loaded.lines:
             say(line)
     model = loaded.model
+    check_rgb(model.config.backbone.in_chans)
     names = class_names(model)
     category_ids = _category_ids(names, source)
     preprocessing = model.preprocessing

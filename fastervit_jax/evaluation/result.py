@@ -125,9 +125,13 @@ def details_json(result: Result) -> str:
 
 
 def predictions_csv(result: Result) -> str:
-    """Returns CSV with one line per image: file, label, loss, best classes, probabilities."""
+    """Returns CSV with one line per image: file, label, loss, best classes, probabilities.
+
+    Spreadsheets run text that begins like a formula. Such names get an apostrophe in front
+    (`_without_formula`).
+    """
     predictions, source = result.evaluation.predictions, result.evaluation_set.source
-    names = np.array(source.class_names, dtype=object)
+    names = np.array([_without_formula(name) for name in source.class_names], dtype=object)
     places = range(1, predictions.top.shape[1] + 1)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -137,13 +141,24 @@ def predictions_csv(result: Result) -> str:
         answers = zip(names[predictions.top[row]], predictions.probability[row], strict=True)
         table.writerow(
             [
-                key,
+                _without_formula(key),
                 names[predictions.label[row]],
                 f"{predictions.loss[row]:.6f}",
                 *(value for name, share in answers for value in (name, f"{share:.6f}")),
             ]
         )
     return text.getvalue()
+
+
+def _without_formula(name: str) -> str:
+    """Puts an apostrophe before a name that a spreadsheet would run, but not before a number."""
+    if not name.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return name
+    try:
+        float(name)
+    except ValueError:
+        return f"'{name}"
+    return name
 
 
 def check_destination(flag: str, path: epath.PathLike | None) -> None:

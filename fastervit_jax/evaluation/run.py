@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fastervit_jax.data import Decoding, EvalTransform, Source, eval_batches
-from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, CropMode
+from fastervit_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, CropMode, check_rgb
 from fastervit_jax.data.sources import describe_classes
 from fastervit_jax.data.sources.digits import default_root
 from fastervit_jax.evaluation.dataset import EvaluationSet, open_evaluation_set
@@ -235,6 +235,7 @@ def evaluate_model(
         ValueError: the number of classes differs, there are no images, an image cannot be decoded,
             or a loss is not finite.
     """
+    check_rgb(model.config.in_chans)
     num_classes = model.config.num_classes if logits is None else len(logits)
     if num_classes != source.num_classes:
         raise ValueError(

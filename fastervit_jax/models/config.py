@@ -204,10 +204,10 @@ def _check_options(config: FasterViTConfig) -> None:
         raise ValueError("Invalid pad_all_stages=True: expected an any_res network, which pads.")
 
     _check_number("mlp_ratio", config.mlp_ratio)
-    if int(config.mlp_ratio * config.dim) < 1:
+    if int(config.mlp_ratio * config.dim) < 1 or config.mlp_ratio > 1000:
         raise ValueError(
-            f"Invalid mlp_ratio={config.mlp_ratio}: expected at least one hidden channel per MLP "
-            f"(4 is usual)."
+            f"Invalid mlp_ratio={config.mlp_ratio}: expected at least one hidden channel per MLP, "
+            f"and at most 1000 (4 is usual)."
         )
     for name in ("qk_scale", "layer_scale", "layer_scale_conv"):
         if getattr(config, name) is not None:

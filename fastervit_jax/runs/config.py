@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from fastervit_jax.models import FasterViTConfig, network_config
 from fastervit_jax.models.config import ATTENTION_STAGES
+from fastervit_jax.parallel.mesh import make_mesh
+from fastervit_jax.runs import config_types
 
 NEW_NAMES = {"average_decay": "ema_decay"}
 """Renamed keys. Old work directories and flags use the old names."""
@@ -247,7 +250,36 @@ def by_dotted_key(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def shared_settings(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Returns the values that must be the same on all hosts, as JSON by flag name."""
     keys = by_dotted_key(config.to_dict())
-    return {f"config.{k}": json.dumps(v) for k, v in keys.items() if k not in _OF_ONE_HOST}
+    return {
+        f"config.{key}": json.dumps(value, default=repr)
+        for key, value in keys.items()
+        if key not in _OF_ONE_HOST
+    }
+
+
+def check_types(config: ml_collections.ConfigDict) -> None:
+    """Checks the keys of a config, and the types of their values (`config_types.check_types`)."""
+    model = config.get("model")
+    if model is not None and "in_chans" in model:
+        raise _refused("model.in_chans", model.in_chans, "no such key: images are read as RGB")
+    config_types.check_types(config, default_config(), NEW_NAMES)
+
+
+def mesh_of(config: ml_collections.ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of a run, `config.mesh`.
+
+    Args:
+        config: config of the run.
+        devices: the devices to use; by default all devices of all hosts.
+
+    Raises:
+        ValueError: the sizes are invalid, or do not fit the number of devices.
+    """
+    check_types(config)
+    try:
+        return make_mesh(**config.mesh, devices=devices)
+    except ValueError as error:
+        raise ValueError(f"Invalid config.mesh: {error}") from None
 
 
 def model_config(config: ml_collections.ConfigDict) -> Any:
@@ -291,13 +323,10 @@ def check_config(
     Raises:
         ValueError: a value is invalid. The message says the key, the value and what is expected.
     """
+    check_types(config)
     network = model_config(config)
     if network.num_classes < 1:
         raise _refused("model.num_classes", config.model.num_classes, "at least 1")
-    if network.backbone.in_chans != 3:
-        raise _refused(
-            "model.in_chans", network.backbone.in_chans, "3, because images are read as RGB"
-        )
     if not 0 <= config.seed < 2**32:
         raise _refused("seed", config.seed, "an integer from 0 to 2**32 - 1")
 
@@ -317,6 +346,55 @@ def check_config(
         "a pair (first step, last step), counted from 1, or (0, 0)",
     )
     _check(config, "crop.scale", lambda value: value[1] <= 1, "numbers of at most 1")
+    _check(
+        config,
+        "resize.crop_sides",
+        lambda value: len(value) == 2 and 1 <= value[0] <= value[1],
+        "a pair (shortest, longest) of whole numbers of 1 or more",
+    )
+    for key in ("resize.short_sides", "resize.crop_short_sides"):
+        _check(
+            config,
+            key,
+            lambda value: len(value) > 0 and min(value) >= 1,
+            "one or more whole numbers of 1 or more",
+        )
+    _check(
+        config,
+        "data.buckets",
+        lambda value: len(value) > 0 and all(len(size) == 2 and min(size) >= 1 for size in value),
+        "sizes such as ((800, 1344), (1344, 800), (1344, 1344))",
+    )
+    _check(
+        config,
+        "evaluation.scales",
+        lambda value: len(value) > 0 and min(value) > 0,
+        "one or more positive numbers",
+    )
+    _check(
+        config,
+        "evaluation.stride",
+        lambda value: value is None or 1 <= value <= min(network.resolution),
+        f"None, or 1 to {min(network.resolution)}, the shortest side of a window",
+    )
+    _check(
+        config,
+        "optimizer.drop_epochs",
+        lambda value: all(epoch >= 0 for epoch in value),
+        "numbers of 0 or more",
+    )
+    _check(
+        config,
+        "finetune.backbone",
+        lambda value: not value or config.task != "classification",
+        "empty, because a classifier starts from config.finetune.weights",
+    )
+    _check(
+        config,
+        "remat_transformer",
+        lambda value: not value or config.task == "detection",
+        f"False, because a network for {config.task} has no such transformer",
+    )
     for key, choices in (
         ("model.dtype", ("float32", "bfloat16")),
         ("crop.interpolation", ("bilinear", "bicubic", "random")),
@@ -362,6 +440,7 @@ def check_config(
         "denoising.queries",
         "denoising.box_noise",
         "segmentation.auxiliary_weight",
+        "mesa.weight",
     ):
         _check(config, key, lambda value: value >= 0, "0 or more")
     for key in (
@@ -373,6 +452,8 @@ def check_config(
         "denoising.label_noise",
         "resize.crop_probability",
         "segmentation.max_class_share",
+        "mesa.start",
+        "finetune.layer_decay",
     ):
         _check(config, key, lambda value: 0 <= value <= 1, "a number from 0 to 1")
     _check(
@@ -393,6 +474,16 @@ def check_config(
         "clip_norm",
     ):
         _check(config, f"optimizer.{key}", lambda value: value >= 0, "0 or more")
+    lowest = (
+        ("warmup_start", "minimum") if config.optimizer.schedule != "step" else ("warmup_start",)
+    )
+    for key in lowest:
+        _check(
+            config,
+            f"optimizer.{key}",
+            lambda value: value <= config.optimizer.learning_rate,
+            f"at most config.optimizer.learning_rate={config.optimizer.learning_rate}",
+        )
     _check(
         config,
         "optimizer.warmup_epochs",
@@ -415,7 +506,10 @@ def check_config(
     _check_tensor(network.backbone, tensor)
     _check_groups(config, batch_shards)
     for key in ("batch_size", "evaluation.batch_size"):
-        for parts, what in ((batch_shards, "devices that share a batch"), (hosts, "hosts")):
+        for parts, what in (
+            (batch_shards, "devices that share a batch (config.mesh)"),
+            (hosts, "hosts"),
+        ):
             _check(
                 config,
                 key,
@@ -460,20 +554,24 @@ def _check_groups(config: ml_collections.ConfigDict, batch_shards: int) -> None:
         raise _refused(
             "batch_size",
             config.batch_size,
-            f"a multiple of {parts}, which is {batch_shards} devices that share a batch × "
-            f"config.accumulate={config.accumulate}",
+            f"a multiple of {parts}, which is {batch_shards} devices that share a batch "
+            f"(config.mesh) × config.accumulate={config.accumulate}",
         )
     part = config.batch_size // config.accumulate
     if part % batch_norm_group(config):
         raise _refused(
             "group_size",
             config.group_size,
-            f"a divisor of {part}, the number of images that are processed together",
+            f"a divisor of {part}, the images that are processed together: config.batch_size / "
+            "config.accumulate",
         )
     per_device = config.batch_size // batch_shards
     if per_device % mixing_group(config, batch_shards):
         raise _refused(
-            "group_size", config.group_size, f"a divisor of {per_device}, the images per device"
+            "group_size",
+            config.group_size,
+            f"a divisor of {per_device}, the images per device: config.batch_size / {batch_shards} "
+            "devices that share a batch (config.mesh)",
         )
 
 

@@ -52,7 +52,7 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     Raises:
         ValueError: the file is missing, is not JSON, or is not the config of a run.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = epath.Path(workdir).expanduser() / "config.json"
     config = default_config()
     try:
         config.lock()  # rejects unknown keys

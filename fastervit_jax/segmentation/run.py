@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastervit_jax.data.ade20k_names import ADE20K_NAMES
 from fastervit_jax.data.images import AS_THE_REFERENCE, Decoding
-from fastervit_jax.data.preprocessing import normalize_padded
+from fastervit_jax.data.preprocessing import check_rgb, normalize_padded
 from fastervit_jax.data.sources.masks import MaskedSource, open_masks
 from fastervit_jax.evaluation.progress import EvaluationProgress
 from fastervit_jax.models.pure_model import PureModel, arrays_of
@@ -115,6 +115,7 @@ def evaluate_weights(
         for line in loaded.lines:
             say(line)
     model = loaded.model
+    check_rgb(model.config.backbone.in_chans)
     labels = _labels(class_names(model), source)
     settings = inference_settings(
         model, mode=mode or "slide", scales=tuple(scales or (1.0,)), flip=bool(flip)

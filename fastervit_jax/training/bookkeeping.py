@@ -21,6 +21,13 @@ class Timetable:
     config: ml_collections.ConfigDict
     epoch_steps: int
 
+    def __post_init__(self):
+        if self.total_steps >= 2**31:
+            raise ValueError(
+                f"Invalid config.epochs={self.config.epochs}: the run would have "
+                f"{self.total_steps} steps; expected fewer than 2**31."
+            )
+
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""

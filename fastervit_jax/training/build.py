@@ -123,10 +123,20 @@ def learning_rate(config: ml_collections.ConfigDict, epoch_steps: int) -> optax.
 
     Lengths are in steps where `config.total_steps` and `config.optimizer.warmup_steps` are set, and
     else in epochs.
+
+    Raises:
+        ValueError: the warm-up is longer than the run.
     """
     settings = config.optimizer
     warmup_steps = settings.warmup_steps or round(settings.warmup_epochs * epoch_steps)
     total_steps = config.total_steps or config.epochs * epoch_steps
+    if warmup_steps > total_steps:
+        key = "warmup_steps" if settings.warmup_steps else "warmup_epochs"
+        raise ValueError(
+            f"Invalid config.optimizer.{key}={settings[key]}: the warm-up has {warmup_steps} "
+            f"steps, but the run has {total_steps}. Shorten the warm-up or train longer "
+            "(config.epochs or config.total_steps)."
+        )
     if settings.schedule == "poly":
         return warmup_poly_schedule(
             peak=settings.learning_rate,

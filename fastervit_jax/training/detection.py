@@ -116,7 +116,8 @@ class Detection:
         if config.data.max_boxes > model_config(config).queries:
             raise ValueError(
                 f"Invalid config.data.max_boxes={config.data.max_boxes}: expected at most the "
-                f"{model_config(config).queries} queries of the model. Each box needs one."
+                f"{model_config(config).queries} queries of the model (config.model.queries). Each "
+                "box needs one."
             )
 
     def open_data(self, config: ml_collections.ConfigDict) -> Data:

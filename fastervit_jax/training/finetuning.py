@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from fastervit_jax.models import FasterViTConfig, family_of
+from fastervit_jax.models import FasterViTConfig, NetworkConfig, family_of
 from fastervit_jax.models.pure_model import arrays_of, unflatten
-from fastervit_jax.runs.config import model_options
+from fastervit_jax.runs.config import model_config, model_options
 from fastervit_jax.weights.loading import load_model, open_weights
 from fastervit_jax.weights.names import BACKBONE, from_torch_layout, torch_name
 
@@ -21,11 +21,31 @@ def load_initial_model(config: ml_collections.ConfigDict, dtype) -> Any:
     Raises:
         ValueError: the weights cannot be read, or do not fit.
     """
-    path = config.finetune.weights
+    path, wanted = config.finetune.weights, model_config(config)
     loaded = load_model(config.model.name, open_weights(path), model_options(config), dtype=dtype)
+    _check_same_sizes(path, loaded.model, wanted)
     for line in [f"Starting from {path}.", *loaded.lines]:
         print(line, flush=True)
     return loaded.model
+
+
+def _check_same_sizes(path: str, model: Any, wanted: NetworkConfig) -> None:
+    """Raises ValueError where the weights store options that give arrays of other sizes."""
+    expected = arrays_of(family_of(model.name).abstract(wanted))
+    shapes = [{name: array.shape for name, array in part.items()} for part in expected]
+    if shapes == [{name: array.shape for name, array in part.items()} for part in arrays_of(model)]:
+        return
+    theirs, ours = model.config.options(), wanted.options()
+    differing = [
+        f"{name}={theirs[name]!r} (config.model: {ours[name]!r})"
+        for name in theirs
+        if theirs[name] != ours[name]
+    ]
+    raise ValueError(
+        f"Invalid config.finetune.weights={path}: they are of a network with "
+        f"{', '.join(differing)}. Set these keys of config.model to the values of the weights, or "
+        "use other weights."
+    )
 
 
 def load_backbone(model: Any, path: str) -> None:

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from fastervit_jax.data import prefetch_to_device, steps_per_epoch
 from fastervit_jax.parallel.hosts import check_hosts_agree, failures_of_peers
-from fastervit_jax.parallel.mesh import batch_shards, make_mesh, place_batch
+from fastervit_jax.parallel.mesh import batch_shards, place_batch
 from fastervit_jax.runs.checkpoints import Checkpoints
-from fastervit_jax.runs.config import mixing_group, shared_settings
+from fastervit_jax.runs.config import mesh_of, mixing_group, shared_settings
 from fastervit_jax.runs.lock import exclusive
 from fastervit_jax.runs.resume_check import check_same_run, run_identity
 from fastervit_jax.runs.state import TrainState, ema_model
@@ -45,25 +45,28 @@ def train(
         OSError: something cannot be written, or another process of the run has ended.
     """
     check_hosts_agree({**shared_settings(config), "--workdir": str(workdir)})
-    mesh = make_mesh(**config.mesh)
+    mesh = mesh_of(config)
     tensor, hosts = mesh.shape["tensor"], jax.process_count()
     task.check(config, batch_shards=batch_shards(mesh), hosts=hosts, tensor=tensor)
-    data = task.open_data(config)  # bad data is refused before anything is written
-    workdir = epath.Path(workdir)
+    # What cannot be trained is refused before anything is written.
+    data = task.open_data(config)
+    times = Timetable(config, steps_per_epoch(len(data.training), config.batch_size))
+    program = build.program(task, config, mesh, epoch_steps=times.epoch_steps)
+    workdir = epath.Path(workdir).expanduser()
     with StopRequest() as stop, exclusive(workdir), failures_of_peers():
-        return _train(task, config, data, workdir, mesh, stop)
+        return _train(task, config, data, times, program, workdir, mesh, stop)
 
 
 def _train(
     task: Task,
     config: ml_collections.ConfigDict,
     data: Data,
+    times: Timetable,
+    program: build.Program,
     workdir: epath.Path,
     mesh: Mesh,
     stop: StopRequest,
 ) -> Evaluation | None:
-    times = Timetable(config, steps_per_epoch(len(data.training), config.batch_size))
-    program = build.program(task, config, mesh, epoch_steps=times.epoch_steps)
     checkpoints = Checkpoints(
         workdir, keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )

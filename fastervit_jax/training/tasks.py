@@ -3,6 +3,7 @@
 import ml_collections
 
 from fastervit_jax.models import family_of
+from fastervit_jax.runs.config import check_types
 from fastervit_jax.training.classification import Classification
 from fastervit_jax.training.detection import Detection
 from fastervit_jax.training.segmentation import Segmentation
@@ -20,11 +21,16 @@ def task_of(config: ml_collections.ConfigDict) -> Task:
     """Returns the task of a run.
 
     Raises:
-        ValueError: `config.task` is unknown, or `config.model.name` is a network of another task.
+        ValueError: a key is missing, unknown or of another type, `config.task` is unknown, or
+            `config.model.name` is unknown or a network of another task.
     """
+    check_types(config)
     if config.task not in TASKS:
         raise ValueError(f"Invalid config.task={config.task!r}: expected {' or '.join(TASKS)}.")
-    of_model = family_of(config.model.name).task
+    try:
+        of_model = family_of(config.model.name).task
+    except ValueError as error:
+        raise ValueError(f"Invalid config.model.name: {error}") from None
     if of_model != config.task:
         raise ValueError(
             f"Invalid config.model.name={config.model.name}: it is a network for {of_model}, and "

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,12 @@ from fastervit_jax.weights.directory import (
     save_arrays,
 )
 from fastervit_jax.weights.matching import Match, match, role
-from fastervit_jax.weights.names import from_torch_layout, torch_name
+from fastervit_jax.weights.names import from_torch_layout, in_backbone, torch_name
 from fastervit_jax.weights.tensors import StoredTensor
 from fastervit_jax.weights.torch_files import read_torch_checkpoint
+
+_STEM = "stem.conv1.kernel"
+"""The only array that depends on the channels of the images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,7 @@ def open_weights(path: str | Path, *, ema: bool | None = None) -> Weights:
         ImportError: a required package is not installed.
         OSError: a file cannot be read.
     """
+    path = os.path.expanduser(path)
     local = Path(path)
     if is_converted(local) or (local / METADATA).is_file():
         if ema:
@@ -187,6 +192,7 @@ def load_model(
         weights: result of `open_weights`.
         requested: options that the user passed. Other options are those stored with the weights.
             The requested options also determine which arrays may differ (see `matching.match`).
+            Weights for three channels are adapted to `in_chans`.
         dtype: dtype of the computation.
         rngs: random keys for new arrays; default `nnx.Rngs(0)`.
         progress: show a progress bar if the output is a terminal.
@@ -208,6 +214,16 @@ def load_model(
         for key, shape in shapes.items()
     }
     offered = {key: tensor.shape for key, tensor in weights.tensors.items()}
+    stem = next(key for key in shapes if in_backbone(key) == _STEM)
+    channels = shapes[stem][2]
+    of_rgb = (*shapes[stem][:2], 3, shapes[stem][3])
+    if weights.kind == "official":
+        of_rgb = _torch_shape(of_rgb, stem)
+    adapts = "in_chans" in requested and channels != 3 and offered.get(theirs[stem]) == of_rgb
+    if adapts:
+        offered[theirs[stem]] = wanted[theirs[stem]]
+        how = "summed" if channels == 1 else f"repeated, times 3/{channels},"
+        lines.append(f"The stem's kernel for 3 channels is {how} for {channels}.")
     matched = match(wanted, offered, config, requested, checkpoint=_label(weights))
 
     filled = {}
@@ -215,6 +231,8 @@ def load_model(
     names = [key for key in shapes if theirs[key] in taken]
     for key in tqdm(names, desc="reading", unit=" arrays", disable=None if progress else True):
         filled[key] = _read(weights, theirs[key], key)
+        if adapts and key == stem:
+            filled[key] = _for_channels(filled[key], channels)
     if matched.new:
         missing = [key for key in shapes if key not in filled]
         filled.update(_initial_weights(family, config, missing, rngs or nnx.Rngs(0)))
@@ -343,6 +361,17 @@ def _read(weights: Weights, name: str, ours: str) -> jax.Array:
         array = from_torch_layout(array, ours)
     # Copy, because the file may be memory-mapped and JAX would keep a reference to it.
     return jnp.array(array, jnp.float32, copy=True)
+
+
+def _for_channels(kernel: jax.Array, channels: int) -> jax.Array:
+    """A kernel [h, w, 3, out] for images of other channels, as in timm's `adapt_input_conv`.
+
+    One channel gets the sum of the three. Several get them in turn, times 3 / channels, so that the
+    outputs are about as large as before.
+    """
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    return kernel[:, :, jnp.arange(channels) % 3] * (3 / channels)
 
 
 class _Keys:

@@ -70,7 +70,7 @@ def test_neighboring_streams_are_independent():
 
 def test_steps_per_epoch():
     assert steps_per_epoch(1_281_167, 4096) == 312
-    with pytest.raises(ValueError, match="Invalid batch_size: expected at most"):
+    with pytest.raises(ValueError, match="Invalid batch_size=11: expected at most"):
         steps_per_epoch(10, 11)
     with pytest.raises(ValueError, match="expected a positive number"):
         steps_per_epoch(10, 0)

@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import io
 import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import pytest
 from fastervit_jax.data import progress as bars
 from fastervit_jax.evaluation import progress
 from fastervit_jax.evaluation.report import report_html
-from fastervit_jax.evaluation.result import check_destination, predictions_csv
+from fastervit_jax.evaluation.result import check_destination, details_json, predictions_csv
 from fastervit_jax.evaluation.run import EvaluationOptions, evaluate_weights
 from fastervit_jax.weights.loading import save_model
 from tests.data.photographs import encode, photographs
@@ -121,12 +123,52 @@ def test_report_escapes_names(result):
     assert "&lt;img src=x" in page
 
 
-class _Renamed:
-    """A data set whose classes have names that would do harm in HTML."""
+def test_names_in_csv_and_json(result):
+    """JSON has every name as it is; CSV too, but for what a spreadsheet would run."""
+    odd = (
+        "=1+1",
+        "+cmd",
+        "-x",
+        "@sum",
+        "-1",
+        "+.5",
+        'a, "b"',
+        "<b>",
+        "é 中",
+        "two\nlines",
+        "'",
+        "k",
+    )
+    named = dataclasses.replace(
+        result.evaluation_set, source=_Renamed(result.evaluation_set.source, odd)
+    )
+    changed = dataclasses.replace(result, evaluation_set=named)
+    per_class = json.loads(details_json(changed))["per_class"]
+    assert tuple(entry["class"] for entry in per_class) == odd
+    safe = dict(zip(odd, ("'=1+1", "'+cmd", "'-x", "'@sum", *odd[4:]), strict=True))
+    lines = list(csv.DictReader(io.StringIO(predictions_csv(changed), newline="")))
+    labels = result.evaluation.predictions.label
+    assert [line["label"] for line in lines] == [safe[odd[label]] for label in labels]
+    best = result.evaluation.predictions.top[:, 0]
+    assert [line["top1"] for line in lines] == [safe[odd[label]] for label in best]
 
-    def __init__(self, source):
+
+def test_two_evaluations_at_once(small, result):
+    def run(_):
+        return evaluate_weights(str(small.weights), small.spec)
+
+    with ThreadPoolExecutor(2) as threads:
+        for other in threads.map(run, range(2)):
+            assert other.evaluation.summary() == result.evaluation.summary()
+
+
+class _Renamed:
+    """A data set whose classes have names that would do harm in HTML, or those given."""
+
+    def __init__(self, source, names=None):
         self._source = source
-        self.class_names = tuple(f"<img src=x onerror={name!r}>" for name in source.class_names)
+        evil = tuple(f"<img src=x onerror={name!r}>" for name in source.class_names)
+        self.class_names = names or evil
         self.num_classes = source.num_classes
 
     def __len__(self):

@@ -56,6 +56,7 @@ def test_what_changes_no_result_may_differ(change):
         ({"model__dim": 12}, "model.dim: 8 in the checkpoint, 12 now"),
         ({"optimizer__learning_rate": 0.1}, "optimizer.learning_rate: 0.002 in the checkpoint"),
         ({"mixup_alpha": 0.3}, "mixup_alpha: 0.0 in the checkpoint, 0.3 now"),
+        ({"epochs": 3}, "epochs: 1 in the checkpoint, 3 now"),
         ({"batch_size": 64}, "batch_size: 128 in the checkpoint, 64 now"),
         ({"data__train": "folder:x"}, "data.train: 'digits:train' in the checkpoint"),
         ({"images": 11}, "data.training_images: 10 in the checkpoint, 11 now"),

@@ -1,0 +1,83 @@
+"""Odd but legal runs: one image, one class, batches of one, strange directories."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastervit_jax.evaluation.run import evaluate_weights
+from fastervit_jax.runs.recipes import load_recipe
+from fastervit_jax.training.loop import train
+from fastervit_jax.training.reporting import read_metrics
+from fastervit_jax.training.tasks import task_of
+from tests.models.conftest import quick_compilation  # noqa: F401
+from tests.small import killed_run
+
+
+@pytest.fixture
+def one_image(tmp_path, monkeypatch):
+    """A home with one image, on one device."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *unused: first)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "images" / "=1+1, <b>ü</b>"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "0.png")
+    return tmp_path
+
+
+def _config(**changes):
+    config = load_recipe("smoke")
+    flags = {
+        **killed_run.FLAGS,
+        "model.num_classes": 1,
+        "data.train": "folder:~/images",
+        "data.validation": "folder:~/images",
+        "batch_size": 1,
+        "accumulate": 1,
+        "evaluation.batch_size": 1,
+        "mesa.weight": 0.0,
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
+        "erasing_probability": 0.0,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    config.update_from_flattened_dict(flags)
+    return config
+
+
+def _steps(workdir) -> list[int]:
+    return [record["step"] for record in read_metrics(workdir) if "loss" in record]
+
+
+@pytest.mark.slow
+def test_one_image_of_one_class_in_a_directory_with_any_name(one_image, capsys):
+    """`~`, a symbolic link, spaces and non-ASCII letters; then relative, with a worker."""
+    config = _config(stop_after_epochs=1)
+    (one_image / "disk").mkdir()
+    (one_image / "a link").symlink_to("disk")
+    trained = train(task_of(config), config, "~/a link/läuft 中文")
+    workdir = one_image / "disk" / "läuft 中文"
+    assert (trained.images, trained.top1, trained.top5) == (1, 1.0, 1.0)
+    assert _steps(workdir) == [1]
+    assert (workdir / "predictions.png").is_file() and (workdir / "curves.png").is_file()
+
+    result = evaluate_weights("~/a link/läuft 中文", None)
+    assert result.evaluation.loss == pytest.approx(trained.loss, abs=1e-6)
+
+    config = _config(epochs=3)
+    with pytest.raises(ValueError, match="epochs: 2 in the checkpoint, 3 now"):
+        train(task_of(config), config, "disk/läuft 中文")
+    config = _config(data__num_workers=1)
+    train(task_of(config), config, "disk/läuft 中文")
+    assert "Resuming from step 1 of 2" in capsys.readouterr().out
+    assert _steps(workdir) == [1, 2]
+
+
+def test_fewer_images_than_a_batch(one_image):
+    config = _config(batch_size=8)
+    with pytest.raises(ValueError, match=r"batch_size=8: expected at most 1, .*config.batch_size"):
+        train(task_of(config), config, one_image / "run")
+    assert not (one_image / "run").exists()
