@@ -358,7 +358,32 @@ def _beside_torch(rows: list[dict], sizes: list[str]) -> str:
     )
 
 
+def estimate_recipes() -> str:
+    """Estimates of detectors and segmenters on one GPU or TPU chip."""
+
+    def milliseconds(row: dict) -> str:
+        if row["ms"] is None:
+            return f"unknown; the known part {row['known_ms']:.0f}"
+        return f"{row['ms']:.1f} to {row['longest_ms']:.1f}"
+
+    return _table(
+        ["recipe", "chip", "program", "multiply-adds, G", "ms", "memory, GB"],
+        [
+            [
+                f"`{row['model']}`",
+                row["chip"].split(":")[0],
+                f"{row['program']}, {row['batch']} images",
+                f"{row['gmacs']:,.0f}",
+                milliseconds(row),
+                f"{row['memory_gb']:.1f}",
+            ]
+            for row in _rows("estimate_recipes")
+        ],
+    )
+
+
 TABLES = {
+    "estimate_recipes": estimate_recipes,
     "segmentation_cpu": segmentation_cpu,
     "detection_cpu": detection_cpu,
     "gpu_estimate_forward": gpu_estimate_forward,
