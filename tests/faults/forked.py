@@ -26,6 +26,7 @@ import matplotlib.pyplot
 import tensorboardX.event_file_writer
 import tensorboardX.summary  # noqa: F401
 from flax import nnx
+from jax._src import compiler, distributed
 
 import fastervit_jax.commands.train
 import fastervit_jax.training.loop  # noqa: F401
@@ -71,9 +72,7 @@ class _SmallClassification(Classification):
 
 def prepare(cache: Path) -> None:
     """Sets up JAX for the processes to come. Compiled programs are kept in `cache`."""
-    # What the second process of two compiles, JAX does not keep.
-    quick = "--xla_backend_optimization_level=0"
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=1 {quick}"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     os.environ["JAX_PLATFORMS"] = "cpu"
     matplotlib.use("Agg")
     for name, value in {
@@ -211,6 +210,20 @@ def _run(function: Callable[[], int]) -> None:
         os._exit(code)
 
 
+def _as_first_process(write: Callable) -> Callable:
+    """Makes JAX keep what the second process compiles: it keeps the programs of the first only."""
+
+    def written(*arguments) -> None:
+        state = distributed.global_state
+        number, state.process_id = state.process_id, 0
+        try:
+            write(*arguments)
+        finally:
+            state.process_id = number
+
+    return written
+
+
 def _train(arguments: list[str], log: Path) -> int:
     os.setpgid(0, 0)
     with log.open("ab") as file:
@@ -219,6 +232,8 @@ def _train(arguments: list[str], log: Path) -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.chdir(ROOT)
     sys.argv = arguments
+    if not any(argument == "--process_id=0" for argument in arguments):
+        compiler._cache_write = _as_first_process(compiler._cache_write)
     tasks.TASKS["classification"] = _SmallClassification
     code: Any = 0
     try:

@@ -34,8 +34,12 @@ from tests.faults import forked
 from tests.faults.forked import Hung, Process
 from tests.small import killed_run
 
-CHANGES = {"accumulate": 1, "mesa__weight": 0.0}
-TWO = {"mesh__data": 2}
+CHANGES = {
+    "alone": {},
+    # An evaluation starts workers of its own, which import for seconds.
+    "workers": {"evaluation__every_epochs": 2},
+    "two": {"mesh__data": 2},
+}
 STEPS, EPOCH_STEPS = killed_run.STEPS, killed_run.EPOCH_STEPS
 DISK = 16 * 2**20
 """Bytes of the disk that fills up."""
@@ -73,11 +77,16 @@ def disturb(root, seed, seconds, kinds, numbers, full, path=None) -> dict:
     forked.prepare(root / "cache")
     if not (root / "data").exists():
         killed_run.write_images(root / "data")
-    for name, changes in {"alone": {}, "two": TWO}.items():
-        shutil.rmtree(root / f"whole_{name}", ignore_errors=True)
-        processes = _start(root / f"whole_{name}", root, _processes(name), changes)
-        codes = [process.wait() for process in processes]
-        assert codes == [0] * len(codes), processes[0].output()
+    usual = {}
+    for kind in sorted(set(kinds)):
+        whole = root / f"whole_{kind}"
+        for _ in range(2):  # the first time, programs are compiled
+            shutil.rmtree(whole, ignore_errors=True)
+            started = time.monotonic()
+            processes = _start(whole, root, kind, CHANGES[kind])
+            codes = [process.wait() for process in processes]
+            assert codes == [0] * len(codes), processes[0].output()
+            usual[kind] = time.monotonic() - started
     counts: Counter[str] = Counter()
     missed: Counter[str] = Counter()
     runs: Counter[str] = Counter()
@@ -85,7 +94,7 @@ def disturb(root, seed, seconds, kinds, numbers, full, path=None) -> dict:
     record = {}
     for number in numbers:
         kind = kinds[number % len(kinds)]
-        run = Run(root, kind, random.Random(f"{seed} {number}"), full)
+        run = Run(root, kind, random.Random(f"{seed} {number}"), full, usual[kind])
         problem = run.problem()
         runs[kind] += 1
         counts.update(run.done)
@@ -133,14 +142,23 @@ class Run:
         starts: how many processes were started.
     """
 
-    def __init__(self, root: Path, kind: str, rng: random.Random, full: bool):
-        """Prepares it; `full` says whether `root / "disk"` is a file system of its own."""
+    def __init__(self, root: Path, kind: str, rng: random.Random, full: bool, usual: float):
+        """Prepares it.
+
+        Args:
+            root: directory of the data, the undisturbed runs and the disk.
+            kind: of `KINDS`.
+            rng: draws what happens, and when.
+            full: whether `root / "disk"` is a file system of its own.
+            usual: seconds that an undisturbed run takes.
+        """
         self.workdir = root / "disk" / "run"
         self.done: list[str] = []
         self.missed: list[str] = []
         self.events: list[str] = []
         self.starts = 0
-        self._root, self._kind, self._rng, self._full = root, kind, rng, full
+        self._root, self._kind, self._rng = root, kind, rng
+        self._full, self._usual = full, usual
         self._records_cut = False
         self._backups: dict[Path, bytes] = {}
 
@@ -163,7 +181,7 @@ class Run:
         left = _shared_memory() - shared
         if left:
             return f"shared memory is left behind: {sorted(left)}"
-        whole = self._root / f"whole_{'two' if self._kind == 'two' else 'alone'}"
+        whole = self._root / f"whole_{self._kind}"
         differing = forked.in_child(
             functools.partial(_differences, self.workdir, whole, self._records_cut)
         )
@@ -208,8 +226,9 @@ class Run:
         return False
 
     def _start(self) -> list[Process]:
-        changes = {"two": TWO, "workers": {"data__num_workers": 1}}.get(self._kind, {})
-        processes = _start(self.workdir, self._root, _processes(self._kind), changes)
+        changes = {**CHANGES[self._kind], "data__num_workers": int(self._kind == "workers")}
+        processes = _start(self.workdir, self._root, self._kind, changes)
+        self._last = max(_checkpoints(self.workdir), default=0)
         self.starts += len(processes)
         return processes
 
@@ -311,8 +330,7 @@ class Run:
 
     def _damage(self, kind: str) -> None:
         """Truncates a file or flips a bit, while nothing runs."""
-        checkpoints = [path for path in (self.workdir / "checkpoints").glob("*") if path.is_dir()]
-        if not any(path.name.isdigit() for path in checkpoints):
+        if not _checkpoints(self.workdir):
             self.missed.append(kind)
             return
         files = [path for path in self.workdir.rglob("*") if path.is_file()]
@@ -335,11 +353,13 @@ class Run:
     def _wait_for_moment(self, process: Process, *, joined: bool = False) -> None:
         """Waits for a moment: some time after the start, a step, a save or an evaluation."""
         moment = self._rng.choice(("time", "step", "save", "evaluation"))
-        step, later = self._rng.randint(1, STEPS - 1), self._rng.uniform(0, 0.15)
-        if moment == "time":
-            later = self._rng.uniform(0, 0.5 if joined else 2.5)
-        while moment != "time" and not _reached(self.workdir, moment, step):
-            if process.poll() is not None:
+        later = self._rng.uniform(0, 0.15)
+        step = self._rng.randint(self._last + 1, STEPS) if self._last < STEPS else STEPS
+        if moment == "time" or self._last == STEPS:
+            moment, later = "time", self._rng.uniform(0, self._usual * (0.4 if joined else 0.8))
+        started = time.time() - 0.1
+        while moment != "time" and process.poll() is None:
+            if _reached(self.workdir, process, moment, step, started):
                 break
             time.sleep(0.01)
         time.sleep(later)
@@ -378,13 +398,11 @@ class Run:
         return process.output().rpartition("----\n")[2]
 
 
-def _processes(kind: str) -> int:
-    return 2 if kind == "two" else 1
-
-
-def _start(workdir: Path, root: Path, count: int, changes: dict) -> list[Process]:
-    """Starts train.py as so many processes."""
-    command = killed_run.command(workdir, root / "data", **{**CHANGES, **changes})
+def _start(workdir: Path, root: Path, kind: str, changes: dict) -> list[Process]:
+    """Starts train.py, for runs of two as two processes."""
+    count = 2 if kind == "two" else 1
+    options = {"accumulate": 1, "mesa__weight": 0.0, **changes}
+    command = killed_run.command(workdir, root / "data", **options)
     if count > 1:
         address = f"127.0.0.1:{forked.free_port()}"
         command += [f"--coordinator={address}", f"--num_processes={count}"]
@@ -398,23 +416,25 @@ def _start(workdir: Path, root: Path, count: int, changes: dict) -> list[Process
     return processes
 
 
-def _records(workdir: Path) -> list[dict]:
-    try:
-        return killed_run.records(workdir)
-    except (OSError, ValueError):  # not there yet, or a line is being written
-        return []
+def _checkpoints(workdir: Path) -> list[int]:
+    """Steps of the checkpoints."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return [int(name) for name in names if name.isdigit()]
 
 
-def _reached(workdir: Path, moment: str, step: int) -> bool:
-    """Whether a run is at the moment at which it is to be disturbed."""
+def _reached(workdir: Path, process: Process, moment: str, step: int, started: float) -> bool:
+    """Whether a process, and not the one before it, is where it is to be disturbed."""
     if moment == "save":
-        unfinished = (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")
-        return any(int(re.match(r"\d*", path.name)[0] or 0) >= step for path in unfinished)
-    records = _records(workdir)
+        for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+            with contextlib.suppress(OSError):
+                of_this = path.stat().st_mtime > started
+                if of_this and int(re.match(r"\d*", path.name)[0] or 0) >= step:
+                    return True
+        return False
+    steps = re.findall(r"^step (\d+)/", process.output().rpartition("----\n")[2], re.MULTILINE)
     if moment == "evaluation":
-        epoch_end = -(-step // EPOCH_STEPS) * EPOCH_STEPS
-        return bool(records) and records[-1]["step"] >= epoch_end and "loss" in records[-1]
-    return bool(records) and records[-1]["step"] >= step
+        step = -(-step // EPOCH_STEPS) * EPOCH_STEPS
+    return bool(steps) and int(steps[-1]) >= step
 
 
 def _stopped(process: Process) -> bool:
