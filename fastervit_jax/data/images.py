@@ -288,9 +288,9 @@ class EvalTransform:
 
     def __post_init__(self):
         height_and_width(self.resolution)
-        if not 0 < self.crop_fraction <= 1:
+        if not isinstance(self.crop_fraction, int | float) or not 0 < self.crop_fraction <= 1:
             raise ValueError(
-                f"Invalid crop_fraction: expected a number in (0, 1], got {self.crop_fraction}."
+                f"Invalid crop_fraction: expected a number in (0, 1], got {self.crop_fraction!r}."
             )
         if self.crop_mode not in ("center", "squash"):
             raise ValueError(
