@@ -16,6 +16,7 @@ import random
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -148,7 +149,12 @@ def _lines(task: str, seed: int, workdir: Path) -> Iterator[dict[str, Any]]:
         child = subprocess.Popen(
             [*command, f"--seed={seed}", f"--workdir={workdir.resolve()}"],
             cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            # Without a cache of programs, which lies elsewhere and is written to.
+            env={
+                **{name: value for name, value in os.environ.items() if "CACHE" not in name},
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": "",
+            },
             stdout=subprocess.PIPE,
             stderr=log,
         )
@@ -654,7 +660,6 @@ class _Payload:
 
 def _official_check(place: Path, kind: str) -> Check:
     """An official file: safetensors, torch's zip or its older pickle."""
-    import torch
     from safetensors.numpy import save_file
 
     from fastervit_jax.weights.torch_files import read_torch_checkpoint
@@ -673,6 +678,8 @@ def _official_check(place: Path, kind: str) -> Check:
         save_file(tensors, path)
         originals.append(path.read_bytes())
     else:
+        import torch
+
         state = {name: torch.from_numpy(array) for name, array in tensors.items()}
         content = {"state_dict": state, "epoch": 3, "arch": "x", "list": [1, {"lr": 0.1}]}
         for more in ({}, {"args": argparse.Namespace(lr=0.1)}, {"args": _Payload()}):
@@ -711,6 +718,20 @@ _MAKERS: dict[str, Callable[[Path], Check]] = {
         kind: (lambda place, kind=kind: _official_check(place, kind))
         for kind in ("safetensors", "torch_zip", "torch_pickle")
     },
+}
+
+
+BAD: dict[str, Callable[[], Any]] = {
+    "obeys": lambda: os.system("true"),
+    "raises": lambda: [].pop(),
+    "grows": lambda: bytearray(2 * MEMORY),
+    "hangs": lambda: time.sleep(1000),
+    "crashes": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+}
+"""Readers that do what none may, for the test of this script."""
+
+_MAKERS |= {
+    kind: (lambda place, act=act: lambda rng, folder: bool(act())) for kind, act in BAD.items()
 }
 
 

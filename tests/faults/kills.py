@@ -5,7 +5,8 @@
 Every run is disturbed several times, started again each time, and continued to its end. It must end
 with the state of an undisturbed run, to the bit, and with its records, each once. Each disturbance
 must also be answered as the guides say: a sentence, an exit code, no hanging, nothing left behind.
-The record counts disturbances by kind, and holds every run that was not as it must be.
+The record counts disturbances by kind, and holds every run that was not as it must be. Another call
+adds its record to the same file.
 `--run=N` repeats the run of that number, with the same seed.
 """
 
@@ -24,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -91,7 +93,9 @@ def disturb(root, seed, seconds, kinds, numbers, full, path=None) -> dict:
     missed: Counter[str] = Counter()
     runs: Counter[str] = Counter()
     starts, faults = 0, []
-    record = {}
+    record: dict[str, Any] = {}
+    path = path or root / "kills.json"
+    earlier = json.loads(path.read_text()) if path.exists() else []
     for number in numbers:
         kind = kinds[number % len(kinds)]
         run = Run(root, kind, random.Random(f"{seed} {number}"), full, usual[kind])
@@ -124,7 +128,7 @@ def disturb(root, seed, seconds, kinds, numbers, full, path=None) -> dict:
             "versions": code_version(),
             "machine": f"{len(os.sched_getaffinity(0))} core(s)",
         }
-        write_whole(path or root / "kills.json", json.dumps(record, indent=2) + "\n")
+        write_whole(path, json.dumps([*earlier, record], indent=2) + "\n")
         said = problem or "equal"
         print(f"run {number} ({kind}): {', '.join(run.done)}: {said}", flush=True)
         if time.monotonic() - begin > seconds:

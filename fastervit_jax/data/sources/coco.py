@@ -281,11 +281,11 @@ def _is_number(value: Any) -> bool:
 def _check_files(directory: Path, files: Sequence[str]) -> None:
     if not directory.is_dir():
         raise ValueError(f"The directory of images, {directory}, does not exist.")
-    missing = [file for file in files if not (directory / file).is_file()]
+    missing = [file for file in files if not os.path.isfile(directory / file)]
     if missing:
         raise ValueError(
             f"Missing images: {len(missing)} of {len(files)} in {directory}, beginning with "
-            f"{missing[0]}."
+            f"{missing[0]:.100}."
         )
 
 
