@@ -1,6 +1,7 @@
-"""The tables of `benchmarks.md`, from the records in benchmarks/results."""
+"""The tables of `benchmarks.md` and `reliability.md`, from the records in benchmarks/results."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -347,7 +348,74 @@ def segmentation_cpu() -> str:
     )
 
 
+def kills() -> str:
+    """Disturbances of runs by kind, over all records."""
+    counts: Counter[str] = Counter()
+    for record in json.loads((RESULTS / "kills.json").read_text()):
+        counts.update(record["by_kind"])
+    rows = [[kind, str(count)] for kind, count in sorted(counts.items())]
+    return _table(["disturbance", "times"], [*rows, ["all", str(sum(counts.values()))]])
+
+
+def kills_total() -> str:
+    """One sentence: how many runs there were, and how many were not as they must be."""
+    records = json.loads((RESULTS / "kills.json").read_text())
+    runs = sum(sum(record["runs"].values()) for record in records)
+    starts = sum(record["starts"] for record in records)
+    wrong = sum(len(record["unequal"]) for record in records)
+    return (
+        f"{runs:,} runs were started {starts:,} times. "
+        f"{wrong or 'None'} of them ended differently, or answered wrongly."
+    )
+
+
+def damaged_files() -> str:
+    """Damaged files by kind, and what became of them."""
+    names = {
+        "jpeg": "JPEG",
+        "png": "PNG",
+        "webp": "WebP",
+        "gif": "GIF",
+        "tiff": "TIFF",
+        "bmp": "BMP",
+        "loader": "folders of images, through the loader",
+        "mask": "masks",
+        "coco": "COCO JSON",
+        "config": "`config.json` of a run",
+        "metadata": "`metadata.json` of converted weights",
+        "converted": "safetensors of converted weights",
+        "safetensors": "official safetensors",
+        "torch_zip": "torch files",
+        "torch_pickle": "torch files before 1.6",
+        "orbax": "Orbax checkpoints",
+    }
+    by_kind: dict[str, dict[str, int]] = {}
+    for record in json.loads((RESULTS / "damaged_files.json").read_text()):
+        by_kind |= record["by_kind"]  # the newest record of a kind counts
+    return _table(
+        ["file", "damaged", "refused", "read", "wrong"],
+        [
+            [
+                name,
+                *(str(by_kind[kind].get(key, 0)) for key in ("files", "refused", "read", "wrong")),
+            ]
+            for kind, name in names.items()
+        ],
+    )
+
+
+def damaged_files_total() -> str:
+    """One sentence: the most memory that reading a damaged file took."""
+    records = json.loads((RESULTS / "damaged_files.json").read_text())
+    most = max(record["most_mebibytes"] for record in records)
+    return f"Reading them took at most {most:,} MiB of memory beyond that of the imports."
+
+
 TABLES = {
+    "kills": kills,
+    "kills_total": kills_total,
+    "damaged_files": damaged_files,
+    "damaged_files_total": damaged_files_total,
     "segmentation_cpu": segmentation_cpu,
     "gpu_estimate_forward": gpu_estimate_forward,
     "gpu_estimate_step": gpu_estimate_step,

@@ -5,7 +5,7 @@
 A damaged file must be read, or refused by the error that its reader documents. Nothing may hang
 (`LIMIT` seconds), need more than `MEMORY` bytes, end the interpreter, run what the file says, or
 pass for the original where there is a checksum. The files are made from the seed; none is stored.
-`--only=KIND:NUMBER` repeats one.
+`--only=KIND:NUMBER` repeats one. Another call adds its record to the same file.
 """
 
 import argparse
@@ -85,9 +85,10 @@ def main() -> None:
     else:
         work = shares(options.images, options.others)
     record = read_all(work, options.seed, options.workdir)
-    text = json.dumps(record, indent=2) + "\n"
-    (options.record or options.workdir / "damaged_files.json").write_text(text)
-    print(text)
+    path = options.record or options.workdir / "damaged_files.json"
+    earlier = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*earlier, record], indent=2) + "\n")
+    print(json.dumps(record, indent=2))
 
 
 def shares(images: int, others: int) -> dict[str, range]:
@@ -126,10 +127,11 @@ def read_all(work: dict[str, range], seed: int, workdir: Path) -> dict[str, Any]
         kinds = [kind for kind, *_ in waiting]
         waiting = waiting[kinds.index(lost[0]) :]
         waiting[0] = (lost[0], lost[1] + 1, waiting[0][2])
-    by_kind = {kind: {"files": sum(count.values()), **count} for kind, count in counts.items()}
+    by_kind = {
+        kind: {"files": sum(count.values()), **count} for kind, count in counts.items() if count
+    }
     return {
         "command": f"python -m tests.faults.damaged_files --seed={seed} --workdir=DIR",
-        "repeat": "the same command with --only=KIND:NUMBER",
         "images": sum(by_kind[kind]["files"] for kind in IMAGES if kind in by_kind),
         "others": sum(by_kind[kind]["files"] for kind in OTHERS if kind in by_kind),
         "by_kind": by_kind,
@@ -154,6 +156,7 @@ def _lines(task: str, seed: int, workdir: Path) -> Iterator[dict[str, Any]]:
                 **{name: value for name, value in os.environ.items() if "CACHE" not in name},
                 "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": "",
+                "TMPDIR": str(workdir.resolve()),  # where a refusal leaves what it has no room for
             },
             stdout=subprocess.PIPE,
             stderr=log,
