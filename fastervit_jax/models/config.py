@@ -296,7 +296,8 @@ def _check_whole_numbers(name: str, values: tuple, *, least: int, most: int = 10
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) < 2**63:
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not abs(number) < 2**63:  # neither NaN nor a number that no float holds
         raise ValueError(f"Invalid {name}={value!r}: expected a finite number.")
 
 

@@ -182,7 +182,12 @@ class Run:
                 ended = self._undisturbed()
         except (Wrong, Hung) as error:
             return str(error)
-        left = _shared_memory() - shared
+        left: set[str] = set()
+        for _ in range(50 if self._kind == "workers" else 0):
+            left = _shared_memory() - shared
+            if not left:
+                break
+            time.sleep(0.2)  # it may be that of another program, which is about to use it
         if left:
             return f"shared memory is left behind: {sorted(left)}"
         whole = self._root / f"whole_{self._kind}"
