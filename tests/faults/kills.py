@@ -231,6 +231,8 @@ class Run:
         codes = [process.wait() for process in processes]
         if codes == [0] * len(codes):
             return True
+        if self._starved(processes):
+            return False
         self._repair_or_raise(processes, codes)
         return False
 
@@ -313,9 +315,9 @@ class Run:
         return answer
 
     def _one_of_two(self, processes):
-        # Before, the other would wait for the first to come, as long as JAX does.
-        while not (self.workdir / "config.json").exists() and processes[0].poll() is None:
-            time.sleep(0.005)
+        # Before they have met, the other waits for the first to come as long as JAX does: 300 s.
+        while "is connected to" not in self._output(processes[0]) and processes[0].poll() is None:
+            time.sleep(0.01)
         self._wait_for_moment(processes[0], joined=True)
         which = self._rng.randrange(2)
         victim, other = processes[which], processes[1 - which]
@@ -323,6 +325,8 @@ class Run:
         kind = f"{how} of one of two"
         victim.send(getattr(signal, how))
         codes = [process.wait() for process in processes]
+        if self._starved(processes):
+            return None
         answer = self._expect(victim, kind, {-9} if how == "SIGKILL" else {0})
         if answer is not None:
             return answer
@@ -336,6 +340,18 @@ class Run:
             if not any(sentence in self._output(other) for sentence in sentences):
                 raise Wrong("one of two was killed, and the other does not say why it ended")
         return None
+
+    def _starved(self, processes: list[Process]) -> bool:
+        """Whether two processes gave each other up, because the machine let one of them wait.
+
+        Neither was killed: a process counts as lost after 30 s without a heartbeat.
+        """
+        codes = [process.wait() for process in processes]
+        starved = codes == [-6, -6] and "heartbeats" in self._output(processes[0])
+        if starved:
+            self.missed.append("one of two without a heartbeat for 30 s")
+            self.events.append("a process of two had no heartbeat for 30 s")
+        return starved
 
     def _damage(self, kind: str) -> None:
         """Truncates a file or flips a bit, while nothing runs."""
