@@ -1,5 +1,6 @@
 """Damages files at random: bits, cuts, other headers, absurd sizes, odd JSON values."""
 
+import copy
 import json
 import random
 import struct
@@ -87,11 +88,11 @@ def _change(value: Any, rng: random.Random) -> None:
         if way < 0.15:
             del value[key]
         elif way < 0.3 and isinstance(value, list):
-            value.append(inside)
+            value.append(copy.deepcopy(inside))
         elif way < 0.4 and isinstance(inside, int | float):
             value[key] = rng.choice((-inside, inside + 1, inside * 1000, str(inside), [inside]))
         else:
-            value[key] = rng.choice(ODD)
+            value[key] = copy.deepcopy(rng.choice(ODD))  # a later change may go into it
         return
 
 
