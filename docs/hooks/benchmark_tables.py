@@ -362,11 +362,14 @@ def kills_total() -> str:
     records = json.loads((RESULTS / "kills.json").read_text())
     runs = sum(sum(record["runs"].values()) for record in records)
     starts = sum(record["starts"] for record in records)
+    alarms = [each for record in records for each in record["unequal"]]
     # A false alarm of the script is explained in the record.
-    wrong = sum("explained" not in each for record in records for each in record["unequal"])
+    wrong = sum("explained" not in each for each in alarms)
+    open_ended = sum("compared afterwards" not in each.get("explained", "") for each in alarms)
     return (
-        f"{runs:,} runs were started {starts:,} times. "
-        f"{wrong or 'None'} of them ended differently, or answered wrongly."
+        f"{runs:,} runs, {starts:,} starts of a process. {runs - open_ended:,} runs were continued "
+        f"to the end and compared: {wrong or 'none'} differed. The other {open_ended} ended in "
+        "alarms of the script itself, which the record explains."
     )
 
 
@@ -390,15 +393,16 @@ def damaged_files() -> str:
         "torch_pickle": "torch files before 1.6",
         "orbax": "Orbax checkpoints",
     }
-    by_kind: dict[str, dict[str, int]] = {}
+    by_kind = {kind: Counter[str]() for kind in names}
     for record in json.loads((RESULTS / "damaged_files.json").read_text()):
-        by_kind |= record["by_kind"]  # the newest record of a kind counts
+        for kind, answers in record["by_kind"].items():
+            by_kind[kind].update(answers)
     return _table(
         ["file", "damaged", "refused", "read", "wrong"],
         [
             [
                 name,
-                *(str(by_kind[kind].get(key, 0)) for key in ("files", "refused", "read", "wrong")),
+                *(f"{by_kind[kind][key]:,}" for key in ("files", "refused", "read", "wrong")),
             ]
             for kind, name in names.items()
         ],
