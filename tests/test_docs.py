@@ -35,7 +35,7 @@ def test_tables_have_at_most_six_columns(page):
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(len(re.findall(r"(?<!\\)\|", row)) <= 7 for row in rows), page
     for table in generated.TABLES.values() if page.name == "benchmarks.md" else ():
-        assert table().splitlines()[1].count("-|") <= 6
+        assert "\n".join(table().splitlines()[1:2]).count("-|") <= 6  # some are one sentence
 
 
 def _rows(page: str) -> list[str]:

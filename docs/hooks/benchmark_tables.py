@@ -1,6 +1,7 @@
-"""The tables of `benchmarks.md`, from the records in benchmarks/results."""
+"""The tables of `benchmarks.md` and `reliability.md`, from the records in benchmarks/results."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -382,8 +383,80 @@ def estimate_recipes() -> str:
     )
 
 
+def kills() -> str:
+    """Disturbances of runs by kind, over all records."""
+    counts: Counter[str] = Counter()
+    for record in json.loads((RESULTS / "kills.json").read_text()):
+        counts.update(record["by_kind"])
+    rows = [[kind, str(count)] for kind, count in sorted(counts.items())]
+    return _table(["disturbance", "times"], [*rows, ["all", str(sum(counts.values()))]])
+
+
+def kills_total() -> str:
+    """One sentence: how many runs there were, and how many were not as they must be."""
+    records = json.loads((RESULTS / "kills.json").read_text())
+    runs = sum(sum(record["runs"].values()) for record in records)
+    starts = sum(record["starts"] for record in records)
+    alarms = [each for record in records for each in record["unequal"]]
+    # A false alarm of the script is explained in the record.
+    wrong = sum("explained" not in each for each in alarms)
+    open_ended = sum("compared afterwards" not in each.get("explained", "") for each in alarms)
+    return (
+        f"{runs:,} runs, {starts:,} starts of a process. {runs - open_ended:,} runs were continued "
+        f"to the end and compared: {wrong or 'none'} differed. The other {open_ended} ended in "
+        "alarms of the script itself, which the record explains."
+    )
+
+
+def damaged_files() -> str:
+    """Damaged files by kind, and what became of them."""
+    names = {
+        "jpeg": "JPEG",
+        "png": "PNG",
+        "webp": "WebP",
+        "gif": "GIF",
+        "tiff": "TIFF",
+        "bmp": "BMP",
+        "loader": "folders of images, through the loader",
+        "mask": "masks",
+        "coco": "COCO JSON",
+        "config": "`config.json` of a run",
+        "metadata": "`metadata.json` of converted weights",
+        "converted": "safetensors of converted weights",
+        "safetensors": "official safetensors",
+        "torch_zip": "torch files",
+        "torch_pickle": "torch files before 1.6",
+        "orbax": "Orbax checkpoints",
+    }
+    by_kind = {kind: Counter[str]() for kind in names}
+    for record in json.loads((RESULTS / "damaged_files.json").read_text()):
+        for kind, answers in record["by_kind"].items():
+            by_kind[kind].update(answers)
+    return _table(
+        ["file", "damaged", "refused", "read", "wrong"],
+        [
+            [
+                name,
+                *(f"{by_kind[kind][key]:,}" for key in ("files", "refused", "read", "wrong")),
+            ]
+            for kind, name in names.items()
+        ],
+    )
+
+
+def damaged_files_total() -> str:
+    """One sentence: the most memory that reading a damaged file took."""
+    records = json.loads((RESULTS / "damaged_files.json").read_text())
+    most = max(record["most_mebibytes"] for record in records)
+    return f"Reading them took at most {most:,} MiB of memory beyond that of the imports."
+
+
 TABLES = {
     "estimate_recipes": estimate_recipes,
+    "kills": kills,
+    "kills_total": kills_total,
+    "damaged_files": damaged_files,
+    "damaged_files_total": damaged_files_total,
     "segmentation_cpu": segmentation_cpu,
     "detection_cpu": detection_cpu,
     "gpu_estimate_forward": gpu_estimate_forward,

@@ -3,7 +3,7 @@
 - `reference/config.md` gets a table of all config keys, from the source of `default_config`.
 - `reference/commands.md` gets the description and the flags of each command, from its `--help`.
 - `whats-new.md` gets the content of CHANGELOG.md.
-- `benchmarks.md` gets its tables from the records (`benchmark_tables.py`).
+- `benchmarks.md` and `reliability.md` get their tables from the records (`benchmark_tables.py`).
 """
 
 import ast
@@ -167,7 +167,8 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     make = _GENERATED.get(page.file.src_uri)
     if make:
         return markdown.replace("<!-- generated -->", make())
-    if page.file.src_uri == "benchmarks.md":
-        for name, table in TABLES.items():
-            markdown = markdown.replace(f"<!-- table: {name} -->", table())
+    for name, table in TABLES.items():
+        mark = f"<!-- table: {name} -->"
+        if mark in markdown:
+            markdown = markdown.replace(mark, table())
     return markdown

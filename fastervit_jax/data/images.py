@@ -22,7 +22,7 @@ Resolution = int | tuple[int, int]
 
 # Formats that Pillow may decode. Other formats are excluded on purpose: some start other programs
 # (EPS runs Ghostscript), others do not store photographs.
-_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SUFFIXES: tuple[str, ...] = (
     ".jpg",
     ".jpeg",
@@ -36,7 +36,7 @@ _SUFFIXES: tuple[str, ...] = (
     ".tiff",
 )
 if features.check("avif"):  # a Pillow that was built with it
-    _FORMATS, _SUFFIXES = (*_FORMATS, "AVIF"), (*_SUFFIXES, ".avif")
+    FORMATS, _SUFFIXES = (*FORMATS, "AVIF"), (*_SUFFIXES, ".avif")
 
 IMAGE_SUFFIXES = frozenset(_SUFFIXES)
 """Endings of the files that count as images, in lower case."""
@@ -155,7 +155,7 @@ def decode_rgb(encoded: bytes, decoding: Decoding = AS_THE_REFERENCE) -> Image.I
     if not encoded:
         raise DamagedImageError("the file is empty")
     try:
-        image: Image.Image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if image.width * image.height > _LARGE:
             _seen["large"] += 1
         image.load()
@@ -177,7 +177,7 @@ def decode_rgb(encoded: bytes, decoding: Decoding = AS_THE_REFERENCE) -> Image.I
             return _without_transparency(image, decoding.transparency)
         return image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise DamagedImageError(f"not an image in {', '.join(_FORMATS)} format") from error
+        raise DamagedImageError(f"not an image in {', '.join(FORMATS)} format") from error
     except (MemoryError, DamagedImageError):
         raise
     # Pillow's plugins raise many types for a broken file: OSError, SyntaxError, ValueError,
@@ -288,9 +288,9 @@ class EvalTransform:
 
     def __post_init__(self):
         height_and_width(self.resolution)
-        if not 0 < self.crop_fraction <= 1:
+        if not isinstance(self.crop_fraction, int | float) or not 0 < self.crop_fraction <= 1:
             raise ValueError(
-                f"Invalid crop_fraction: expected a number in (0, 1], got {self.crop_fraction}."
+                f"Invalid crop_fraction: expected a number in (0, 1], got {self.crop_fraction!r}."
             )
         if self.crop_mode not in ("center", "squash"):
             raise ValueError(

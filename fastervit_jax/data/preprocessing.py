@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from fastervit_jax.data.images import EvalTransform
 from fastervit_jax.models import family_of, network_config
 
 CropMode = Literal["center", "squash"]
@@ -41,6 +42,22 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     short_side: int | None = None
     long_side: int | None = None
+
+    def __post_init__(self):
+        # Values come from files: what uses them later would fail without saying which is wrong.
+        EvalTransform(self.resolution, self.crop_fraction, self.crop_mode)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not all(map(_is_number, values)):
+                raise ValueError(f"Invalid {name}: expected a number per channel, got {values!r}.")
+        for name in ("short_side", "long_side"):
+            side = getattr(self, name)
+            if side is not None and not (isinstance(side, int) and side > 0):
+                raise ValueError(f"Invalid {name}: expected pixels, got {side!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2**31
 
 
 # From the official `default_cfgs`, by the first part of the model name. An any_res model has the

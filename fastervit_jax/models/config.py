@@ -182,7 +182,8 @@ def _check_options(config: FasterViTConfig) -> None:
         _check_length(config, name, 4, "a value for each of the four stages")
     _check_length(config, "resolution", 2, "one side or (height, width), in pixels")
 
-    _check_whole_numbers("depths", config.depths, least=0)
+    # A network is made block by block: with a damaged number this would not end.
+    _check_whole_numbers("depths", config.depths, least=0, most=1000)
     for name in ("num_heads", "window_size", "resolution"):
         _check_whole_numbers(name, getattr(config, name), least=1)
     for name in ("dim", "in_dim", "ct_size", "in_chans"):
@@ -281,16 +282,22 @@ def _check_length(config: FasterViTConfig, name: str, length: int, meaning: str)
         raise ValueError(f"Invalid {name}={value!r}: expected {meaning}.")
 
 
-def _check_whole_numbers(name: str, values: tuple, *, least: int) -> None:
+def _check_whole_numbers(name: str, values: tuple, *, least: int, most: int = 10**6) -> None:
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or value < least:
             raise ValueError(
                 f"Invalid value {value!r} in {name}: expected whole numbers of {least} or more."
+            )
+        if value > most:
+            raise ValueError(
+                f"Invalid value {str(value)[:40]} in {name}: expected at most {most:,}."
             )
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not abs(number) < 2**63:  # neither NaN nor a number that no float holds
         raise ValueError(f"Invalid {name}={value!r}: expected a finite number.")
 
 

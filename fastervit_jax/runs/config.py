@@ -327,8 +327,7 @@ def check_config(
     network = model_config(config)
     if network.num_classes < 1:
         raise _refused("model.num_classes", config.model.num_classes, "at least 1")
-    if not 0 <= config.seed < 2**32:
-        raise _refused("seed", config.seed, "an integer from 0 to 2**32 - 1")
+    _check(config, "seed", lambda value: 0 <= value < 2**32, "an integer from 0 to 2**32 - 1")
 
     for key in ("crop.scale", "crop.ratio", "segmentation.ratio"):
         _check(
@@ -579,7 +578,11 @@ def _check(config, key: str, holds, wanted: str) -> None:
     value = config
     for part in key.split("."):
         value = value[part]
-    if not holds(value):
+    try:
+        held = holds(value)
+    except (TypeError, IndexError):  # null in a `config.json`, or a value of another type
+        held = False
+    if not held:
         raise _refused(key, value, wanted)
 
 

@@ -62,7 +62,7 @@ def load_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
         raise ValueError(
             f"Cannot read {path} ({error}). Check that this is a work directory of train.py."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # whatever odd values lead to: TypeError, OverflowError, …
         raise ValueError(
             f"Invalid {path}: expected the config of a run of train.py ({error})."
         ) from None

@@ -192,22 +192,35 @@ def open_arrays(directory: str | Path) -> tuple[dict[str, StoredTensor], Weights
     directory = Path(directory)
     metadata = _read_metadata(directory)
     try:
-        info = WeightsInfo(
-            model=metadata["model"],
-            overrides=tupled(metadata["overrides"]),
-            preprocessing=Preprocessing(**tupled(metadata["preprocessing"])),
-            class_names=tupled(metadata["class_names"]),
-            source=metadata["source"],
-        )
+        info = _info(metadata)
         described = {
             name: (tuple(array["shape"]), array["sha256"])
             for name, array in metadata["arrays"].items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DamagedWeightsError(
             f"{directory / METADATA} is damaged: {error!r}. Convert the weights again."
         ) from None
     return _open_file(directory / ARRAYS, described), info
+
+
+def _info(metadata: dict[str, Any]) -> WeightsInfo:
+    """The description of the weights. Raises KeyError, TypeError or ValueError where it is none."""
+    info = WeightsInfo(
+        model=metadata["model"],
+        overrides=tupled(metadata["overrides"]),
+        preprocessing=Preprocessing(**tupled(metadata["preprocessing"])),
+        class_names=tupled(metadata["class_names"]),
+        source=metadata["source"],
+    )
+    if not isinstance(info.overrides, dict) or not isinstance(info.source, dict):
+        raise TypeError("overrides and source: expected objects")
+    names = info.class_names
+    if names is not None and not (
+        isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+    ):
+        raise TypeError("class_names: expected null or a list of names")
+    return info
 
 
 def _read_metadata(directory: Path) -> dict[str, Any]:

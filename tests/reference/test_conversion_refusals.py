@@ -194,6 +194,13 @@ def test_a_refusal_is_short_and_the_rest_is_in_a_file(state, file):
     path.unlink()
 
 
+def test_an_old_file_that_ends_within_a_name_is_refused(state, file):
+    whole = stored({"state_dict": state}, _use_new_zipfile_serialization=False)
+    name = whole.index(b"state_dict")
+    file.write_bytes(whole[: name - 2])  # within the length of the name
+    assert "is damaged (unpack requires a buffer of 4 bytes)" in refusal(file)
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_a_cut_off_file_is_refused_wherever_it_ends(old, state, file):
     whole = stored({"state_dict": state}, _use_new_zipfile_serialization=not old)

@@ -97,6 +97,7 @@ CONFIGS = {
     "nested without end": b"[" * 100_000,
     "an unknown key": b'{"__class__": "os.system"}',
     "another type": b"{\"batch_size\": \"__import__('os').mkdir('obeyed')\"}",
+    "a number without end": b'{"flip": 1' + b"0" * 400 + b"}",
     "a group that is a value": b'{"model": "x"}',
     "a value that is a group": b'{"seed": {"a": 1}}',
 }

@@ -161,10 +161,10 @@ def final_state(workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
     return arrays
 
 
-def differences(workdir: Path, whole: Path, step: int = STEPS) -> list[str]:
-    """What differs between two finished runs: arrays of the state, and records."""
+def differences(workdir: Path, whole: Path, step: int = STEPS, *, arrays: int = 300) -> list[str]:
+    """What differs between two finished runs: the state, of more than so many arrays; records."""
     states = final_state(workdir, step), final_state(whole, step)
-    assert len(states[0]) > 300
+    assert len(states[0]) > arrays
     found = [n for n in states[1] if not np.array_equal(states[0].get(n), states[1][n])]
     found += sorted(set(states[0]) - set(states[1]))
     if records(workdir) != records(whole):

@@ -146,6 +146,18 @@ def test_damaged_metadata_is_refused(saved):
     refused("Invalid format version .* expected 1, got 99", format_version=99)
     refused("Invalid model option 'dims'", overrides={"dims": 3})
     refused("metadata.json is damaged", arrays=None)
+    refused("metadata.json is damaged.*overrides", overrides="none")
+    refused("metadata.json is damaged.*class_names", class_names=[1, 2])
+    for name, value in {
+        "resolution": [224, -1],
+        "crop_fraction": "0.9",
+        "crop_mode": None,
+        "mean": [0.5, "0.5", 0.5],
+        "std": 10**400,
+        "short_side": "800",
+    }.items():
+        changed = {**whole["preprocessing"], name: value}
+        refused(f"metadata.json is damaged.*Invalid {name}", preprocessing=changed)
     refused("does not list head.kernel", arrays=_without(whole["arrays"], "head.kernel"))
     path.write_text(path.read_text()[:-30])
     with pytest.raises(ValueError, match=r"metadata.json is damaged"):

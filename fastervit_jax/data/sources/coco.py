@@ -116,11 +116,11 @@ class CocoSource:
         self.dropped = {"crowds": 0, "boxes without area": 0}
         for annotation in annotations:
             name = f"{self.annotations}: annotation {annotation.get('id')}"
-            if annotation.get("image_id") not in row_of:
+            if not _is_in(row_of, annotation.get("image_id")):
                 raise ValueError(
                     f"{name} belongs to image {annotation.get('image_id')}, which is not listed."
                 )
-            if annotation.get("category_id") not in label_of:
+            if not _is_in(label_of, annotation.get("category_id")):
                 raise ValueError(
                     f"{name} has the unknown category {annotation.get('category_id')}. Known: "
                     f"{', '.join(str(each) for each in self.category_ids[:8])}, …"
@@ -219,6 +219,13 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is not in COCO's format: expected lists under {', '.join(keys)}, but "
             f"{', '.join(missing)} is missing."
         )
+    for key in keys:
+        odd = [number for number, each in enumerate(content[key]) if not isinstance(each, dict)]
+        if odd:
+            raise ValueError(
+                f"{path} is not in COCO's format: invalid entry {odd[0]} of {key}: expected an "
+                f"object with keys, got {content[key][odd[0]]!r:.100}."
+            )
     if not content["images"]:
         raise ValueError(f"{path} lists no images.")
     if not content["categories"]:
@@ -246,23 +253,39 @@ def _images(images, path: Path) -> tuple[list[str], tuple, np.ndarray]:
         lacking = [key for key in ("id", "file_name", "width", "height") if key not in image]
         if lacking:
             raise ValueError(f"{path}: image {image.get('id')} has no {lacking[0]}.")
+        sides = image["height"], image["width"]
+        if not isinstance(image["id"], int | str):
+            raise ValueError(f"{path}: invalid id of an image: {image['id']!r:.100}.")
+        if not all(_is_number(side) and side >= 1 for side in sides):
+            raise ValueError(
+                f"{path}: invalid height and width of image {image['id']}: expected pixels, 1 or "
+                f"more, got {sides!r:.100}."
+            )
     ids = tuple(image["id"] for image in images)
     if len(set(ids)) < len(ids):
         raise ValueError(f"{path}: two images have the same id.")
     sizes = np.asarray([(image["height"], image["width"]) for image in images], int)
-    if (sizes < 1).any():
-        raise ValueError(f"{path}: an image has no pixels.")
     return [str(image["file_name"]) for image in images], ids, sizes
+
+
+def _is_in(table: Mapping[Any, int], key: Any) -> bool:
+    """Whether a value of the file is a key: it may be a list, which cannot be looked up."""
+    return isinstance(key, int | str) and key in table
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of the file is a number that pixels can have: not NaN, not without end."""
+    return isinstance(value, int | float) and abs(value) < 2**31
 
 
 def _check_files(directory: Path, files: Sequence[str]) -> None:
     if not directory.is_dir():
         raise ValueError(f"The directory of images, {directory}, does not exist.")
-    missing = [file for file in files if not (directory / file).is_file()]
+    missing = [file for file in files if not os.path.isfile(directory / file)]
     if missing:
         raise ValueError(
             f"Missing images: {len(missing)} of {len(files)} in {directory}, beginning with "
-            f"{missing[0]}."
+            f"{missing[0]:.100}."
         )
 
 
@@ -270,9 +293,8 @@ def _box(annotation: Mapping[str, Any], name: str) -> list[float]:
     box = annotation.get("bbox")
     if box is None:
         raise ValueError(f"{name} has no bbox. A data set of masks alone cannot train a detector.")
-    numbers = isinstance(box, list) and all(isinstance(each, int | float) for each in box)
-    if not numbers or len(box) != 4 or not np.isfinite(box).all():
-        raise ValueError(f"{name}: invalid bbox {box}: expected [x, y, width, height].")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise ValueError(f"{name}: invalid bbox {box!r:.100}: expected [x, y, width, height].")
     return box
 
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fastervit_jax.data.ade20k_names import ADE20K_NAMES
 from fastervit_jax.data.images import (
     AS_THE_REFERENCE,
+    FORMATS,
     IMAGE_SUFFIXES,
     DamagedImageError,
     Decoding,
@@ -126,15 +127,18 @@ def decode_mask(encoded: bytes, key: str) -> np.ndarray:
         ValueError: the file stores colors, not classes.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.mode not in ("1", "L", "P", "I;16", "I"):
-                raise ValueError(
-                    f"Invalid mask of {key}: expected one value per pixel (grayscale or palette), "
-                    f"got a file of mode {image.mode}. Convert its colors to class numbers."
-                )
-            return np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            mode = image.mode
+            if mode in ("1", "L", "P", "I;16", "I"):
+                return np.asarray(image).astype(np.int64)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many types (see `decode_rgb`)
         raise DamagedImageError(f"its mask cannot be decoded: {error}") from error
+    raise ValueError(
+        f"Invalid mask of {key}: expected one value per pixel (grayscale or palette), got a file "
+        f"of mode {mode}. Convert its colors to class numbers."
+    )
 
 
 class MaskFolders(MaskedSource):

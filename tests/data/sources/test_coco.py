@@ -114,6 +114,34 @@ REFUSALS = {
         lambda content, root: content["images"][0].update(id=3),
         "two images have the same id.",
     ),
+    "image that is text": (
+        lambda content, root: content["images"].insert(1, "b.png"),
+        "invalid entry 1 of images: expected an object with keys, got 'b.png'.",
+    ),
+    "category that is null": (
+        lambda content, root: content["categories"].append(None),
+        "of categories: expected an object with keys, got None.",
+    ),
+    "id that is a list": (
+        lambda content, root: content["annotations"][0].update(image_id=[7]),
+        "annotation 1 belongs to image [7], which is not listed.",
+    ),
+    "image whose id is a list": (
+        lambda content, root: content["images"][0].update(id=[7]),
+        "invalid id of an image: [7].",
+    ),
+    "size without end": (
+        lambda content, root: content["images"][0].update(width=10**400),
+        "invalid height and width of image 7: expected pixels, 1 or more, got (",
+    ),
+    "box without end": (
+        lambda content, root: content["annotations"][0].update(bbox=[1, 2, 10**400, 4]),
+        "annotation 1: invalid bbox [1, 2, 1000",
+    ),
+    "name that is too long for a file": (
+        lambda content, root: content["images"][0].update(file_name="x" * 5000),
+        "Missing images: 1 of 3 in {root}/train, beginning with xxx",
+    ),
     "no images": (lambda content, root: content.update(images=[]), "lists no images."),
     "no categories": (lambda content, root: content.pop("categories"), "categories is missing."),
 }

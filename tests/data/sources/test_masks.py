@@ -9,6 +9,7 @@ from PIL import Image
 from fastervit_jax.data.ade20k_names import ADE20K_NAMES
 from fastervit_jax.data.images import DamagedImageError
 from fastervit_jax.data.sources.masks import IGNORE, MaskedExample, open_masks, read_class_names
+from tests.data.test_damaged_images import png_with_size
 
 VALUES = np.asarray([[0, 1, 2], [2, 255, 0]], np.uint8)
 
@@ -111,11 +112,29 @@ def test_masks_that_do_not_fit_are_refused(folders, mask, message):
         source.read(source[0])
 
 
-def test_a_damaged_mask_is_a_damaged_image(folders):
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 3 2
+%%EndComments
+%ImageData: 3 2 8 1 0 1 1 "beginimage"
+beginimage
+%%EOF
+"""
+
+
+def test_a_damaged_mask_is_a_damaged_image(folders, monkeypatch):
+    def ghostscript(*_, **__):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
     source = open_masks(_spec(folders))
     example = source[0]
-    with pytest.raises(DamagedImageError, match="its mask cannot be decoded"):
-        source.read(example._replace(mask=example.mask[:20]))
+    for mask in (
+        example.mask[:20],
+        png_with_size(20_000, 20_000),  # a decompression bomb
+        POSTSCRIPT,
+    ):
+        with pytest.raises(DamagedImageError, match="its mask cannot be decoded"):
+            source.read(example._replace(mask=mask))
 
 
 def test_a_mask_without_labels_is_named(folders, caplog):
