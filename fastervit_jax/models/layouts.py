@@ -57,9 +57,9 @@ def by_platform(*args, default: Callable, **branches: Callable):
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """x · kernel + bias.
 
-    CPU: a matrix of token rows. XLA for CPU transposes the operands of the kernel's gradient where
-    that gradient sums over two axes. TPU: no reshape, because rows would be a copy there (TPUs pad
-    the T tokens of a window).
+    CPU: a matrix of token rows, with a gradient of its own (`_product`). XLA for CPU transposes the
+    operands of the kernel's gradient where that gradient sums over two axes. TPU: no reshape,
+    because rows would be a copy there (TPUs pad the T tokens of a window).
 
     Args:
         x: [N, T, C].
@@ -70,12 +70,38 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array
         [N, T, features].
     """
 
-    def rows(x, kernel):
-        out = jnp.dot(x.reshape(-1, x.shape[-1]), kernel)
-        return out.reshape(*x.shape[:-1], kernel.shape[-1])
+    def rows(product):
+        def run(x, kernel):
+            out = product(x.reshape(-1, x.shape[-1]), kernel)
+            return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
-    out = by_platform(x, kernel, cpu=rows, cuda=rows, default=jnp.dot)
+        return run
+
+    out = by_platform(x, kernel, cpu=rows(_product), cuda=rows(jnp.dot), default=jnp.dot)
     return out if bias is None else out + bias
+
+
+@jax.custom_vjp
+def _product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
+    """rows [M, C] · kernel [C, features], for CPUs.
+
+    XLA for CPU takes twice as long for the gradient of a kernel with more inputs than outputs as
+    for the transposed gradient.
+    """
+    return jnp.dot(rows, kernel)
+
+
+def _product_backward(saved, gradient):
+    rows, kernel = saved
+    if kernel.shape[0] > kernel.shape[1]:
+        # The barrier keeps XLA from putting the transposition into the product.
+        to_kernel = jax.lax.optimization_barrier(jnp.dot(gradient.T, rows)).T
+    else:
+        to_kernel = jnp.dot(rows.T, gradient)
+    return jnp.dot(gradient, kernel.T), to_kernel
+
+
+_product.defvjp(lambda rows, kernel: (jnp.dot(rows, kernel), (rows, kernel)), _product_backward)
 
 
 def split_heads(

@@ -42,8 +42,8 @@ def test_default_config_is_usable():
         ("optimizer.warmup_epochs", 400.0, "config.epochs"),
         ("evaluation.crop_fraction", 0.0, "above 0"),
         ("seed", -1, "0 to 2"),
-        ("seed", None, "0 to 2"),  # `null` in a config.json
-        ("flip", None, "from 0 to 1"),
+        ("seed", None, "a whole number"),  # `null` in a config.json
+        ("flip", None, "a finite number"),
         ("crop.scale", (), "a pair"),
     ],
 )
