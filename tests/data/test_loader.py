@@ -148,7 +148,7 @@ def test_no_steps_are_an_empty_loader(source):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"batch_size": 102}, "Invalid batch_size: expected at most"),
+        ({"batch_size": 102}, "Invalid batch_size=102: expected at most"),
         ({"batch_size": 10, "host_count": 3}, "positive multiple of the 3 hosts, got 10"),
         ({"host_index": 1}, r"Invalid host_index: expected 0 to 0, got 1"),
         ({"seed": -1}, "Invalid seed"),

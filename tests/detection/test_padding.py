@@ -92,4 +92,4 @@ def test_small_images():
     queries = model.config.queries
     assert outputs.boxes.shape[-2:] == (queries, 4)
     with pytest.raises(ValueError, match=rf"Invalid images of 16 × 16: .* {queries} queries"):
-        model(jnp.ones((1, 16, 16, 3)))
+        nnx.eval_shape(lambda: model(jnp.ones((1, 16, 16, 3))))
