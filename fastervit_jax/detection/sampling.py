@@ -105,9 +105,10 @@ def _sum_neighbors_backward(saved, gradient):
     def add(to_values, neighbor):
         at, weight = neighbor
         to_values = add_at(to_values, at[..., 0], (weight * gradient).astype(to_values.dtype))
-        return to_values, jnp.sum(_take(values, at)[:, :, :, 0] * gradient, axis=-1)
+        # As a product, because XLA for CPU is slow at sums over a short last axis.
+        return to_values, jnp.dot(_take(values, at)[:, :, :, 0] * gradient, ones)
 
-    start = jnp.zeros(values.shape, weights.dtype)
+    start, ones = jnp.zeros(values.shape, weights.dtype), jnp.ones(values.shape[-1], weights.dtype)
     to_values, to_weights = jax.lax.scan(add, start, (_in_groups(index, 1), _in_groups(weights, 1)))
     to_weights = jnp.moveaxis(to_weights, 0, -1).astype(weights.dtype)
     return to_values.astype(values.dtype), None, to_weights
