@@ -46,6 +46,7 @@ def test_classify_and_look_at_attention(tmp_path, monkeypatch):
     assert (tmp_path / "carriers.png").exists() and (tmp_path / "window.png").exists()
 
 
+@pytest.mark.slow
 def test_fine_tune_on_your_folder(tmp_path, monkeypatch):
     printed = _run(NOTEBOOKS[1], tmp_path, monkeypatch, QUICK="1")
     assert "359 held-out images, top-1" in printed
