@@ -3,7 +3,7 @@
     pip install --no-deps mmdet==3.3.0 mmcv-lite==2.1.0 mmengine ftfy regex addict yapf \
         terminaltables platformdirs termcolor rich opencv-python-headless shapely pycocotools \
         wcwidth
-    python benchmarks/detection.py --models 0 --sizes 256x320x2 --forward_sizes 800x1344x1
+    python benchmarks/detection.py --models 0 --sizes 256x320x2 480x640x1
 
 Theirs is mmdet's DINO, with the official constants, on the official any_res backbone, channels-last
 and eager. Deformable attention is mmcv's function in plain torch. Both have random weights and take
@@ -204,9 +204,7 @@ def our_step(model: DINO, number: int, batch: dict[str, np.ndarray]) -> harness.
     return run
 
 
-def compare(
-    record, arguments, device: str, programs: list[str], number: int, size: tuple[int, int], n: int
-) -> None:
+def compare(record, arguments, device: str, number: int, size: tuple[int, int], n: int) -> None:
     """Times one model with n images of one size, and adds rows to the record."""
     rng = np.random.default_rng(0)
     boxes = rng.uniform(0.3, 0.4, (n, BOXES, 4)).astype(np.float32)
@@ -218,71 +216,67 @@ def compare(
     tensor = networks.to_torch(images, device)
     known = samples(boxes, labels, size)
     row = {"model": name, "height": size[0], "width": size[1], "batch": n}
-    if "forward" in programs:
-        model.eval()
-        graph, state = nnx.split(model)
-        leaves, tree = jax.tree.flatten(state)
+    model.eval()
+    graph, state = nnx.split(model)
+    leaves, tree = jax.tree.flatten(state)
 
-        def forward(leaves, images):
-            out = nnx.merge(graph, jax.tree.unflatten(tree, leaves))(images)
-            sizes = jnp.broadcast_to(jnp.asarray(size), (n, 2))
-            return best_detections(out.logits[-1], out.boxes[-1], sizes)
+    def forward(leaves, images):
+        out = nnx.merge(graph, jax.tree.unflatten(tree, leaves))(images)
+        sizes = jnp.broadcast_to(jnp.asarray(size), (n, 2))
+        return best_detections(out.logits[-1], out.boxes[-1], sizes)
 
-        def torch_forward():
-            with torch.inference_mode():
-                return theirs.predict(tensor, known)
+    def torch_forward():
+        with torch.inference_mode():
+            return theirs.predict(tensor, known)
 
-        function = jax.jit(forward)
-        runs = {
-            "torch": networks.torch_repeat(torch_forward),
-            "ours": harness.repeat(function, leaves, jnp.asarray(images)),
-        }
-        with FlopCounterMode(display=False) as counter:
-            torch_forward()
-        traced = jax.make_jaxpr(forward)(leaves, jnp.asarray(images)).jaxpr
-        counts = {
-            "gmacs_torch": counter.get_total_flops() / 2e9 / n,
-            "gmacs_ours": multiply_adds.traced(traced) / 1e9 / n,
-        }
-        timings = harness.take_turns(
-            runs, rounds=arguments.rounds, seconds=arguments.seconds, device=device
-        )
-        seconds = {key: timing.counted for key, timing in timings.items()}
-        ratio = seconds["torch"] / seconds["ours"]
-        record.add(**row, program="forward", **seconds, ratio=ratio, **counts)
-    if "step" in programs:
-        batch = {
-            "image": rng.integers(0, 256, (n, *size, 3), np.uint8),
-            "size": np.tile(np.asarray(size, np.int32), (n, 1)),
-            "labels": labels,
-            "boxes": boxes,
-            "count": np.full(n, BOXES, np.int32),
-        }
-        steps = {
-            "torch": torch_step(theirs, tensor, known),
-            "ours": our_step(model, number, batch),
-        }
-        timings = harness.take_turns(
-            steps, rounds=arguments.rounds, seconds=arguments.seconds, device=device
-        )
-        seconds = {key: timing.counted for key, timing in timings.items()}
-        ratio = seconds["torch"] / seconds["ours"]
-        record.add(**row, program="step", **seconds, ratio=ratio)
+    function = jax.jit(forward)
+    runs = {
+        "torch": networks.torch_repeat(torch_forward),
+        "ours": harness.repeat(function, leaves, jnp.asarray(images)),
+    }
+    with FlopCounterMode(display=False) as counter:
+        torch_forward()
+    traced = jax.make_jaxpr(forward)(leaves, jnp.asarray(images)).jaxpr
+    counts = {
+        "gmacs_torch": counter.get_total_flops() / 2e9 / n,
+        "gmacs_ours": multiply_adds.traced(traced) / 1e9 / n,
+    }
+    timings = harness.take_turns(
+        runs, rounds=arguments.rounds, seconds=arguments.seconds, device=device
+    )
+    seconds = {key: timing.counted for key, timing in timings.items()}
+    ratio = seconds["torch"] / seconds["ours"]
+    record.add(**row, program="forward", **seconds, ratio=ratio, **counts)
+    batch = {
+        "image": rng.integers(0, 256, (n, *size, 3), np.uint8),
+        "size": np.tile(np.asarray(size, np.int32), (n, 1)),
+        "labels": labels,
+        "boxes": boxes,
+        "count": np.full(n, BOXES, np.int32),
+    }
+    steps = {
+        "torch": torch_step(theirs, tensor, known),
+        "ours": our_step(model, number, batch),
+    }
+    timings = harness.take_turns(
+        steps, rounds=arguments.rounds, seconds=arguments.seconds, device=device
+    )
+    seconds = {key: timing.counted for key, timing in timings.items()}
+    ratio = seconds["torch"] / seconds["ours"]
+    record.add(**row, program="step", **seconds, ratio=ratio)
 
 
 def main() -> None:
     flags = harness.parser(__doc__)
     flags.add_argument("--sizes", nargs="+", default=["256x320x2"], help="height x width x batch")
-    flags.add_argument("--forward_sizes", nargs="*", default=[], help="without the step")
     flags.set_defaults(models=[0])
     arguments = flags.parse_args()
     device = harness.start(arguments)
     record = harness.Record("detection", arguments, device)
     for number in arguments.models:
-        for each in [*arguments.sizes, *arguments.forward_sizes]:
+        for each in arguments.sizes:
             height, width, batch = map(int, each.split("x"))
-            programs = ["forward", "step"] if each in arguments.sizes else ["forward"]
-            compare(record, arguments, device, programs, number, (height, width), batch)
+            compare(record, arguments, device, number, (height, width), batch)
             harness.forget()
     record.show(["model", "height", "width", "batch", "program", "torch", "ours", "ratio"])
 

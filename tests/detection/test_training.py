@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastervit_jax.detection.evaluation import NUMBERS
 from fastervit_jax.training.reporting import read_metrics
-from tests.parallel.hosts import start
+from tests.parallel.hosts import evaluate, start
 from tests.small import detection_run, killed_run
 from tests.small.run import ROOT
 
@@ -101,12 +101,8 @@ def test_two_hosts_train_and_evaluate_as_one(whole):
         losses[hosts] = [record["loss"] for record in read_metrics(workdir) if "loss" in record]
     assert len(losses[1]) == 4
     assert losses[2] == pytest.approx(losses[1], rel=1e-3)
-    numbers = {}
-    for hosts in (1, 2):
-        flags = [f"--weights={whole / 'whole'}", "--batch_size=8"]
-        results = start(hosts, flags, devices=2 // hosts, program=("eval.py",))
-        assert all(code == 0 for code, _, _ in results), results
-        numbers[hosts] = json.loads(results[0][1].splitlines()[-1])
+    flags = [f"--weights={whole / 'whole'}", "--batch_size=8"]
+    numbers = {hosts: evaluate(hosts, flags) for hosts in (1, 2)}
     assert numbers[1]["images"] == 8
     assert numbers[2] == {
         key: pytest.approx(value, abs=1e-3) if isinstance(value, float) else value

@@ -1,11 +1,19 @@
 """Starts train.py, or its like, as several processes that find each other on 127.0.0.1."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 
 from tests.small.run import ROOT
+
+
+def evaluate(count: int, flags: list[str]) -> dict:
+    """Runs eval.py as `count` processes with two devices in all; what the first one found."""
+    results = start(count, flags, devices=2 // count, program=("eval.py",))
+    assert all(code == 0 for code, _, _ in results), results
+    return json.loads(results[0][1].splitlines()[-1])
 
 
 def start(

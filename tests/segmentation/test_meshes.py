@@ -1,7 +1,5 @@
 """Steps on every mesh give one result in float64; hosts share an evaluation."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,7 @@ from fastervit_jax.training.optimizers import make_optimizer
 from fastervit_jax.training.segmentation import SegmentationObjective
 from fastervit_jax.training.step import StepSettings, compile_train_step, make_train_step
 from tests.detection.test_meshes import largest_difference
-from tests.parallel.hosts import start
+from tests.parallel.hosts import evaluate, start
 from tests.quick_compilation import QUICK_COMPILATION
 from tests.segmentation.test_run import CHANGES
 from tests.small.run import as_flags
@@ -82,9 +80,7 @@ def test_two_hosts_train_and_evaluate_as_one(tmp_path):
         for code, _, errors in start(hosts, command, devices=2 // hosts):
             assert code == 0, errors
         flags = [f"--weights={workdir}", f"--data_dir={tmp_path / 'data'}", "--batch_size=8"]
-        results = start(hosts, flags, devices=2 // hosts, program=("eval.py",))
-        assert all(code == 0 for code, _, _ in results), results
-        numbers[hosts] = json.loads(results[0][1].splitlines()[-1])
+        numbers[hosts] = evaluate(hosts, flags)
     assert numbers[1]["images"] == 150
     assert numbers[2] == {
         key: pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
