@@ -219,9 +219,10 @@ def _load_safely(path: Path, *, memory_map: bool):
             f"{path} cannot be read safely. It contains more than tensors and plain values, or is "
             "damaged. No code was run."
         ) from None
-    except (
-        Exception
-    ) as error:  # whatever damaged bytes lead torch to: struct.error, RuntimeError, …
+    except MemoryError:
+        raise  # no damage of the file
+    # Damaged bytes lead torch to many errors: struct.error, RuntimeError, EOFError, …
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a torch checkpoint, or is damaged ({reason}). Download or copy it "
