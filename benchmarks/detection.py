@@ -10,8 +10,7 @@ and eager. Deformable attention is mmcv's function in plain torch. Both have ran
 turns on one device; medians count. `forward` ends with the 300 best boxes. `step` is matching, all
 losses, denoising queries included, their gradients, clipping and AdamW.
 
-Both sides' multiply-adds are counted: torch's by torch, ours in the traced program. They are not
-equal: where torch's deformable attention samples, ours may multiply with a matrix.
+Both sides' multiply-adds are counted: torch's by torch, ours in the traced program.
 """
 
 import sys

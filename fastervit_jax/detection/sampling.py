@@ -1,12 +1,12 @@
 """Weighted sums of bilinear samples, the core of deformable attention (Zhu et al., 2021).
 
-`sample` computes one formula on every platform. Four arrangements give the same values and the
+`sample` computes one formula on every platform. Three arrangements give the same values and the
 same gradients, and JAX chooses when it lowers a program (`models.layouts`):
 
 - gathers of the four neighbors of each point, and products with their weights;
-- on CPUs: a loop over the neighbors, or, for small maps, a product with a matrix of weights;
-- on TPUs, whose gathers and scatters are slow, for maps that are small: that matrix from products
-  of the weights along rows and columns.
+- on CPUs: a loop over the neighbors;
+- on TPUs, whose gathers and scatters are slow, for maps that are small: a product with a matrix of
+  weights, itself the product of the weights along rows and columns.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import numpy as np
 from fastervit_jax.models.layouts import by_platform
 
 DENSE_TOKENS = 1024
-"""CPU: the most tokens of all levels together for which a matrix pays. TPU: of one level."""
+"""TPU: the most tokens of a level that is sampled by a product with a matrix."""
 
 Shapes = Sequence[tuple[int, int]]
 """(height, width) of each level."""
@@ -43,17 +43,13 @@ def sample(values: jax.Array, shapes: Shapes, points: jax.Array, weights: jax.Ar
     def gathers(values, pixels, weights):
         return sample_by_gathers(values, shapes, pixels, weights)
 
-    def matrix(values, pixels, weights):
-        return sample_by_matrix(values, shapes, pixels, weights)
-
     def levels(values, pixels, weights):
         return sample_by_levels(values, shapes, pixels, weights)
 
     def in_turn(values, pixels, weights):
         return sample_in_turn(values, shapes, pixels, weights)
 
-    cpu = matrix if values.shape[1] <= DENSE_TOKENS else in_turn
-    return by_platform(values, pixels, weights, default=gathers, cpu=cpu, tpu=levels)
+    return by_platform(values, pixels, weights, default=gathers, cpu=in_turn, tpu=levels)
 
 
 def sample_by_gathers(
@@ -129,21 +125,6 @@ def _take(values: jax.Array, index: jax.Array) -> jax.Array:
     flat = index.reshape(*index.shape[:2], -1, 1)
     taken = jnp.take_along_axis(values, flat, axis=2, mode="promise_in_bounds")
     return taken.reshape(*index.shape, -1)
-
-
-def sample_by_matrix(
-    values: jax.Array, shapes: Shapes, pixels: jax.Array, weights: jax.Array
-) -> jax.Array:
-    """`sample`, as a product with a matrix of weights. Arguments as of `sample_by_gathers`."""
-    tokens = values.shape[1]
-
-    def row(index, weights):
-        """Weights of all tokens for one query, [S]."""
-        return jnp.zeros(tokens, weights.dtype).at[index].add(weights, mode="promise_in_bounds")
-
-    index, weights = neighbors(shapes, pixels, weights)
-    matrix = jax.vmap(jax.vmap(jax.vmap(row)))(index, weights)  # [N, heads, Q, S]
-    return jnp.einsum("nhqs,nshd->nqhd", matrix.astype(values.dtype), values)
 
 
 def neighbors(shapes: Shapes, pixels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
