@@ -1,5 +1,7 @@
 """Odd but legal runs: one image, one class, batches of one, strange directories."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from fastervit_jax.training.loop import train
 from fastervit_jax.training.reporting import read_metrics
 from fastervit_jax.training.tasks import task_of
 from tests.models.conftest import quick_compilation  # noqa: F401
-from tests.small import killed_run
+from tests.segmentation import test_run as segmentation_run
+from tests.small import detection_run, killed_run
 
 
 @pytest.fixture
@@ -81,3 +84,63 @@ def test_fewer_images_than_a_batch(one_image):
     with pytest.raises(ValueError, match=r"batch_size=8: expected at most 1, .*config.batch_size"):
         train(task_of(config), config, one_image / "run")
     assert not (one_image / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_image_per_class_and_another_batch_size_at_resume(one_image, capsys):
+    """A changed batch size is refused by name; where it is allowed, steps go on to be counted."""
+    other = one_image / "images" / "中"
+    other.mkdir()
+    Image.new("RGB", (30, 50), (200, 0, 0)).save(other / "0.png")
+    config = _config(model__num_classes=2, stop_after_epochs=1)
+    assert train(task_of(config), config, "run").images == 2
+    assert _steps(one_image / "run") == [1, 2]
+
+    changed = {"model__num_classes": 2, "batch_size": 2, "group_size": 2}
+    config = _config(**changed)
+    with pytest.raises(ValueError, match="batch_size: 1 in the checkpoint, 2 now"):
+        train(task_of(config), config, "run")
+    # Two steps of one image were an epoch; two steps of two images are the whole run.
+    config = _config(**changed, resume__allow_changes=("batch_size", "group_size"), epochs=2)
+    train(task_of(config), config, "run")
+    assert "Resuming from step 2 of 2" in capsys.readouterr().out
+    config = _config(**changed, resume__allow_changes=("batch_size", "group_size", "epochs"))
+    config.epochs = 4
+    assert train(task_of(config), config, "run").images == 2
+    assert _steps(one_image / "run") == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_one_image_of_one_class_for_other_tasks(one_image, task):
+    """A detector is trained. A segmenter needs two classes and two images, and says so."""
+    (image,) = (one_image / "images").rglob("*.png")
+    image = image.rename(one_image / "images" / "0.png")  # a path with a comma is no part of a spec
+    small = {"model.num_classes": 1, "batch_size": 1, "group_size": 1, "epochs": 1}
+    if task == "detection":
+        box = {"id": 1, "image_id": 1, "category_id": 90, "bbox": [5, 5, 20, 30]}
+        about = {"id": 1, "file_name": image.name, "width": 40, "height": 40}
+        coco = {"images": [about], "annotations": [box]}
+        coco["categories"] = [{"id": 90, "name": "<b>=1+1</b>"}]
+        (one_image / "one.json").write_text(json.dumps(coco))
+        recipe, flags = "detect_digits", {**detection_run.FLAGS, **small}
+        data = f"coco:{image.parent},{one_image / 'one.json'}"
+    else:
+        (one_image / "masks").mkdir()
+        Image.new("L", (40, 40)).save(one_image / "masks" / image.name)
+        (one_image / "classes.txt").write_text("ü\nnothing\n")
+        recipe, flags = "segment_digits", {**segmentation_run.CHANGES, **small}
+        data = f"masks:{image.parent},{one_image / 'masks'},{one_image / 'classes.txt'}"
+    config = load_recipe(recipe)
+    flags |= {"data.train": data, "data.validation": data, "evaluation.batch_size": 1}
+    config.update_from_flattened_dict(flags)
+    if task == "segmentation":
+        with pytest.raises(ValueError, match="num_classes=1: expected a whole number of 2 or more"):
+            train(task_of(config), config, "run")
+        config.model.num_classes = 2
+        with pytest.raises(ValueError, match="batch norm .*Use a larger batch"):
+            train(task_of(config), config, "run")
+        return
+    train(task_of(config), config, "run")
+    assert _steps(one_image / "run") == [1]
+    assert (one_image / "run" / "predictions.png").is_file()
