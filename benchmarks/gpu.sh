@@ -2,13 +2,13 @@
 # All GPU measurements, in under ten minutes: bash benchmarks/gpu.sh [SECONDS TO COMPILE] [WORKER …]
 #
 # For a machine with JAX, Flax, optax and torch for its GPU, and no network. What it lacks travels
-# as wheels in .whl/, which `bash benchmarks/gpu.sh wheels` fetches beforehand, where there is a
-# network. Records go to $OUT, or benchmarks/results. `--tiny` as the first word rehearses the
+# as wheels in .whl/, which `bash benchmarks/gpu.sh wheels [PYTHON]` fetches beforehand, where there
+# is a network; PYTHON is the version on that machine, by default 3.12. Records go to $OUT, or benchmarks/results. `--tiny` as the first word rehearses the
 # script on any machine. Where the copy of the tree is no repository, COMMIT=… names the commit.
 set -u
 cd "$(dirname "$0")/.."
 if [ "${1:-}" = wheels ]; then
-    exec python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 \
+    exec python3 -m pip download --no-deps --only-binary=:all: --python-version "${2:-3.12}" \
         --implementation cp --platform manylinux_2_28_x86_64 -d .whl \
         timm==0.9.16 fastervit==1.0.0 ml_collections grain
 fi

@@ -215,6 +215,7 @@ def define_host_flags() -> Callable[[], None]:
             if numbers != (None, None):
                 raise ValueError("Missing --coordinator: --num_processes and --process_id need it.")
             _join_cluster_if_any()
+            _warn_of_idle_gpu()
             return
         if (None in numbers) != (coordinator == "auto"):
             raise ValueError(
@@ -225,6 +226,7 @@ def define_host_flags() -> Callable[[], None]:
 
         address = None if coordinator == "auto" else coordinator
         jax.distributed.initialize(address, *numbers, heartbeat_timeout_seconds=_LOST_AFTER)
+        _warn_of_idle_gpu()
 
     return join
 
@@ -256,6 +258,14 @@ def _join_cluster_if_any() -> None:
         # JAX's message where it detects no cluster.
         if "coordinator_address should be defined" not in str(error):
             raise
+
+
+def _warn_of_idle_gpu() -> None:
+    from fastervit_jax.parallel.idle_gpu import why_idle
+
+    reason = why_idle()
+    if reason:
+        print(f"warning: {reason}", file=sys.stderr, flush=True)
 
 
 def _converted(flag: str, text: str, kind: Callable[[str], Any]) -> Any:

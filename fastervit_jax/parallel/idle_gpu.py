@@ -1,0 +1,39 @@
+"""Says why JAX leaves an NVIDIA GPU idle. JAX itself then computes on the CPU."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+_OLDEST_DRIVERS = {"13": 580, "12": 525}
+"""For each version of CUDA, the oldest driver that it works with (JAX's installation guide)."""
+
+
+def why_idle(driver_file: Path = _DRIVER_FILE) -> str | None:
+    """Returns a sentence if this machine has an NVIDIA GPU that JAX does not use, else None.
+
+    Nothing is said if `JAX_PLATFORMS` or `jax_platforms` chose the CPU.
+
+    Args:
+        driver_file: where the driver states its version.
+    """
+    if jax.config.read("jax_platforms") or jax.default_backend() != "cpu":
+        return None
+    try:
+        version = re.search(r"Kernel Module.*?\s(\d+)\.([\d.]+)", driver_file.read_text())
+    except OSError:
+        return None
+    start = "This machine has an NVIDIA GPU, but JAX computes on the CPU"
+    installed = [c for c in _OLDEST_DRIVERS if importlib.util.find_spec(f"jax_cuda{c}_plugin")]
+    if not installed:
+        return f"{start}: JAX is installed without CUDA. Run pip install 'fastervit-jax[gpu]'."
+    oldest = min(_OLDEST_DRIVERS[cuda] for cuda in installed)
+    if version and int(version[1]) < oldest:
+        return (
+            f"{start}: the driver is {version[1]}.{version[2]}, and CUDA {installed[-1]} needs "
+            f"{oldest} or newer. Update the driver"
+            + (", or run pip install 'jax[cuda12]'." if oldest > 525 <= int(version[1]) else ".")
+        )
+    return f"{start}. Run JAX_PLATFORMS=cuda python -c 'import jax; jax.devices()' for the reason."
