@@ -19,7 +19,7 @@ def why_idle(driver_file: Path = _DRIVER_FILE) -> str | None:
     Args:
         driver_file: where the driver states its version.
     """
-    if jax.config.read("jax_platforms") or jax.default_backend() != "cpu":
+    if jax.config.values["jax_platforms"] or jax.default_backend() != "cpu":
         return None
     try:
         version = re.search(r"Kernel Module.*?\s(\d+)\.([\d.]+)", driver_file.read_text())
