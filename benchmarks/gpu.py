@@ -93,6 +93,33 @@ def work(worker: str, arguments: argparse.Namespace) -> None:
     record = Record(arguments.output / f"gpu_{worker}.json")
     locks = Path(os.environ.get("GPU_LOCKS", arguments.output))
     lock = locks / ".lock"
+    try:
+        candidates = compiled(worker, arguments, record, lock)
+    finally:  # a worker that fails lets the others go on
+        (locks / f".{worker}.ready").touch()
+    others = os.environ.get("GPU_WORKERS", worker).split()
+    while elapsed() < arguments.until + 60:
+        if all((locks / f".{name}.ready").exists() for name in others):
+            break
+        time.sleep(0.2)
+    for _ in range(ROUNDS):
+        for candidate in candidates:
+            with alone(lock):
+                candidate.turn()
+        record.write()
+    for candidate in candidates:
+        row = candidate.row
+        print(f"{elapsed():5.0f} s {worker}: {row['name']} {row['ms']:.3f} ms", flush=True)
+    if worker.startswith("ours"):
+        traces = record.content.setdefault("traces", [])
+        for candidate in candidates[: arguments.traces]:
+            with alone(lock):
+                traces.append(traced(candidate))
+            record.write()
+
+
+def compiled(worker: str, arguments, record: Record, lock: Path) -> list[Candidate]:
+    """Compiles the candidates of a worker until the time is over."""
     candidates = []
     for make in WORKERS[worker](arguments, record, lock):
         left = arguments.until - elapsed()
@@ -113,26 +140,7 @@ def work(worker: str, arguments: argparse.Namespace) -> None:
         record.content["rows"].append(candidate.row)
         record.write()
         print(f"{elapsed():5.0f} s {worker}: {candidate.row}", flush=True)
-    (locks / f".{worker}.ready").touch()
-    others = os.environ.get("GPU_WORKERS", worker).split()
-    while elapsed() < arguments.until + 60:
-        if all((locks / f".{name}.ready").exists() for name in others):
-            break
-        time.sleep(0.2)
-    for _ in range(ROUNDS):
-        for candidate in candidates:
-            with alone(lock):
-                candidate.turn()
-        record.write()
-    for candidate in candidates:
-        row = candidate.row
-        print(f"{elapsed():5.0f} s {worker}: {row['name']} {row['ms']:.3f} ms", flush=True)
-    if worker.startswith("ours"):
-        traces = record.content.setdefault("traces", [])
-        for candidate in candidates[: arguments.traces]:
-            with alone(lock):
-                traces.append(traced(candidate))
-            record.write()
+    return candidates
 
 
 def settings() -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Draws throughput against published accuracy, from the records of inference.py.
+"""Draws throughput against published accuracy, from the records of inference.py or gpu.sh.
 
     python benchmarks/picture.py benchmarks/results/inference_cpu.json --batch 1 --output FILE.png
+    python benchmarks/picture.py benchmarks/results/gpu_h100.json --batch 128 --output FILE.png
 
 As the paper's first figure, for ours and the official code on the same device. Accuracy is the
 published one of the official weights, ImageNet-1K top-1 at 224 pixels (the official repository).
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 
 matplotlib.use("Agg")
 
@@ -30,6 +32,19 @@ def number_of(model: str) -> int:
     return int(model.split("_")[2])
 
 
+def as_rates(record: dict) -> dict:
+    """A record of gpu.sh with rows as inference.py writes them."""
+    rows = []
+    for row in record["rows"]:
+        if record["worker"] == "ours":
+            candidate = "ours_deployed" if row["deployed"] else "ours"
+        else:
+            candidate = "eager" if row["how"] == "eager" else "compiled_deployed"
+        name = f"faster_vit_{row['model']}_224"
+        rows.append({"model": name, "batch": row["batch"], candidate: row["images_per_second"]})
+    return {**record, "rows": rows, "settings": {"dtype": "bfloat16"}}
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("records", type=Path, nargs="+", help="JSON files of inference.py")
@@ -42,13 +57,18 @@ def main() -> None:
     devices = {record["device"] for record in records}
     if len(devices) > 1:
         raise SystemExit(f"The records are of different devices: {', '.join(sorted(devices))}.")
+    if records[0].get("question") == "gpu":
+        records = [as_rates(record) for record in records if record["worker"] in ("ours", "theirs")]
     rows = [row for record in records for row in record["rows"] if row["batch"] == arguments.batch]
     if not rows:
         raise SystemExit(f"The records have no rows for batches of {arguments.batch}.")
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for candidate, label in LABELS.items():
         # A model that was not measured leaves a gap in the line.
-        measured = {row["model"]: row.get(candidate, float("nan")) for row in rows}
+        measured = dict.fromkeys((row["model"] for row in rows), float("nan"))
+        for row in rows:
+            if candidate in row:
+                measured[row["model"]] = max(row[candidate], np.nan_to_num(measured[row["model"]]))
         models = sorted(measured, key=number_of)
         if any(candidate in row for row in rows):
             rates = [measured[model] for model in models]

@@ -12,7 +12,7 @@ import pytest
 from tests.small.run import ROOT
 
 THERE = (f"jax=={jax.__version__}", "flax", "optax", "orbax-checkpoint", "torch==2.13.0")
-THERE += ("huggingface_hub", "safetensors", "pyyaml")
+THERE += ("huggingface_hub", "pillow", "pyyaml", "safetensors")
 NOT_THERE = ("grain", "ml_collections", "tensorflow_datasets", "timm", "fastervit")
 WORKERS = ("ours", "theirs", "ours_step", "theirs_step", "ours_step_graphs")
 

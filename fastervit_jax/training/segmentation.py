@@ -17,7 +17,7 @@ from fastervit_jax.data.preprocessing import normalize_padded
 from fastervit_jax.data.sources import describe_classes
 from fastervit_jax.data.sources.masks import IGNORE, MaskedExample, MaskedSource, open_masks
 from fastervit_jax.models.pure_model import Arrays, PureModel
-from fastervit_jax.runs.config import check_config, model_config
+from fastervit_jax.runs.config import batch_norm_group, check_config, model_config
 from fastervit_jax.runs.state import TrainState
 from fastervit_jax.segmentation.evaluation import SegmentationEvaluation, evaluate, local_scores
 from fastervit_jax.segmentation.inference import InferenceSettings
@@ -95,6 +95,13 @@ class Segmentation:
     ) -> None:
         """Raises ValueError for a config that no run can have."""
         check_config(config, batch_shards=batch_shards, hosts=hosts, tensor=tensor, metrics=NUMBERS)
+        if batch_norm_group(config) < 2:
+            key = "group_size" if config.group_size < 2 else "batch_size"
+            raise ValueError(
+                f"Invalid config.{key}={config[key]}: expected at least 2 images that batch norm "
+                f"normalizes together (with config.accumulate={config.accumulate}), because "
+                "UperNet pools a map to one pixel."
+            )
         inference_settings(config)
 
     def open_data(self, config: ml_collections.ConfigDict) -> Data:
