@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 if [ "${1:-}" = wheels ]; then
     exec python3 -m pip download --no-deps --only-binary=:all: --python-version "${2:-3.12}" \
         --implementation cp --platform manylinux_2_28_x86_64 -d .whl \
-        timm==0.9.16 fastervit==1.0.0 ml_collections grain
+        timm==0.9.16 fastervit==1.0.0 ml_collections grain chex toolz
 fi
 tiny=
 if [ "${1:-}" = --tiny ]; then tiny=--tiny; shift; fi
