@@ -23,8 +23,8 @@ def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     """Returns the partition spec of a parameter.
 
     `tensor` splits the linear layers of the attention blocks. It must divide their widths
-    (`config.check_config`). `fsdp` then splits the longest remaining axis that it divides. An array
-    without such an axis is not split by `fsdp`.
+    (`config_checks.check_config`). `fsdp` then splits the longest remaining axis that it divides.
+    An array without such an axis is not split by `fsdp`.
 
     Args:
         name: dotted name of the parameter, or its end.

@@ -30,7 +30,8 @@ from fastervit_jax.evaluation.pictures import draw_predictions
 from fastervit_jax.models import FasterViT, abstract_model
 from fastervit_jax.models.pure_model import Arrays, PureModel
 from fastervit_jax.parallel.mesh import batch_shards
-from fastervit_jax.runs.config import check_config, model_config
+from fastervit_jax.runs.config import model_config
+from fastervit_jax.runs.config_checks import check_config
 from fastervit_jax.runs.state import TrainState, ema_model
 from fastervit_jax.training.finetuning import load_initial_model
 from fastervit_jax.training.losses import mesa_divergence, soft_target_cross_entropy

@@ -35,7 +35,8 @@ from fastervit_jax.detection.evaluation import (
 )
 from fastervit_jax.detection.pictures import draw_detections
 from fastervit_jax.models.pure_model import Arrays, PureModel
-from fastervit_jax.runs.config import batch_norm_group, check_config, model_config
+from fastervit_jax.runs.config import batch_norm_group, model_config
+from fastervit_jax.runs.config_checks import check_config
 from fastervit_jax.runs.state import TrainState
 from fastervit_jax.training.finetuning import load_backbone, load_initial_model
 from fastervit_jax.training.task import Batch, Data, Evaluator, Metrics, Network, Panel

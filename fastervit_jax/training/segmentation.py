@@ -17,7 +17,8 @@ from fastervit_jax.data.preprocessing import normalize_padded
 from fastervit_jax.data.sources import describe_classes
 from fastervit_jax.data.sources.masks import IGNORE, MaskedExample, MaskedSource, open_masks
 from fastervit_jax.models.pure_model import Arrays, PureModel
-from fastervit_jax.runs.config import batch_norm_group, check_config, model_config
+from fastervit_jax.runs.config import batch_norm_group, model_config
+from fastervit_jax.runs.config_checks import check_config
 from fastervit_jax.runs.state import TrainState
 from fastervit_jax.segmentation.evaluation import SegmentationEvaluation, evaluate, local_scores
 from fastervit_jax.segmentation.inference import InferenceSettings

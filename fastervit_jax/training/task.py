@@ -120,7 +120,7 @@ class Task(Protocol):
     def check(
         self, config: ml_collections.ConfigDict, *, batch_shards: int, hosts: int, tensor: int
     ) -> None:
-        """Raises ValueError for a config that no run can have (`runs.config.check_config`)."""
+        """Raises ValueError for a config that no run can have (`config_checks.check_config`)."""
         ...
 
     def open_data(self, config: ml_collections.ConfigDict) -> Data:

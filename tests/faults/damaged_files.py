@@ -554,7 +554,7 @@ def _workdir(place: Path) -> Path:
 
 def _config_check(place: Path) -> Check:
     """`config.json` of a work directory, and what it makes of its checkpoint."""
-    from fastervit_jax.runs.config import check_config
+    from fastervit_jax.runs.config_checks import check_config
     from fastervit_jax.runs.workdir import load_config
     from fastervit_jax.weights.loading import open_weights
 

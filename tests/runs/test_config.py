@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastervit_jax.runs.config import check_config, default_config, model_config
+from fastervit_jax.runs.config import default_config, model_config
+from fastervit_jax.runs.config_checks import check_config
 
 ROOT = Path(__file__).parents[2]
 
