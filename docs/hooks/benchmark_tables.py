@@ -408,6 +408,46 @@ def kills_total() -> str:
     )
 
 
+def whole_runs() -> str:
+    """Whole runs of ours beside those of the official recipe: differences of means."""
+    lines = []
+    for row in _whole_runs():
+        if row["side"] != "ours":
+            continue
+        for measure, values in row["measures"].items():
+            unit = " %" if "top-1" in measure else ""
+            digits = 2 if unit else 3
+            low, high = (f"{end:+.{digits}f}" for end in values["interval"])
+            lines.append(
+                [
+                    row["recipe"],
+                    measure,
+                    f"{values['official']:.{digits}f}{unit}",
+                    f"{values['mean']:.{digits}f}{unit}",
+                    f"{values['difference']:+.{digits}f} ({low} to {high})",
+                    "yes" if measure in row["told_apart"] else "no",
+                ]
+            )
+    return _table(["recipe", "measure", "official", "ours", "difference", "told apart"], lines)
+
+
+def whole_runs_planted() -> str:
+    """The planted mistakes, and the measures that tell them from the official runs."""
+    lines = []
+    for row in _whole_runs():
+        if row["side"] == "ours":
+            continue
+        measures = row["measures"]
+        shown = [f"{measures[each]['difference']:+.3f}" for each in ("loss, EMA", "training loss")]
+        mesa = f"{measures['MESA']['difference']:+.4f}"
+        lines.append([row["side"], *shown, mesa, ", ".join(row["told_apart"]) or "nothing"])
+    return _table(["mistake", "loss, EMA", "training loss", "MESA", "told apart by"], lines)
+
+
+def _whole_runs() -> list[dict]:
+    return json.loads((RESULTS / "whole_runs.json").read_text())["compared"]
+
+
 def damaged_files() -> str:
     """Damaged files by kind, and what became of them."""
     names = {
@@ -455,6 +495,8 @@ TABLES = {
     "estimate_recipes": estimate_recipes,
     "kills": kills,
     "kills_total": kills_total,
+    "whole_runs": whole_runs,
+    "whole_runs_planted": whole_runs_planted,
     "damaged_files": damaged_files,
     "damaged_files_total": damaged_files_total,
     "segmentation_cpu": segmentation_cpu,
