@@ -20,6 +20,9 @@ from fastervit_jax.models import conv_block, transformer
 from fastervit_jax.models.layers import Linear, full_precision
 from fastervit_jax.models.layouts import traced_for
 
+OPSET = 20
+"""The first version of ONNX with a Gelu. onnxruntime 1.32 refuses int8 networks of version 23."""
+
 LARGEST_FILE = 2**31 - 2**24
 """Bytes of weights that fit into one ONNX file, whose format ends at 2 GiB."""
 
@@ -49,6 +52,7 @@ def write_onnx(
                 input_names=["images"],
                 output_names=["logits"],
                 model_name="fastervit",
+                opset=OPSET,
                 normalization_mode="prefer_native",
                 export_mode="web" if one_file else "standard",  # "web": one file
                 return_mode="file",
