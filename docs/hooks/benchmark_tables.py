@@ -491,7 +491,52 @@ def damaged_files_total() -> str:
     return f"Reading them took at most {most:,} MiB of memory beyond that of the imports."
 
 
+def serving_cpu() -> str:
+    """Milliseconds of FasterViT on one core, in JAX, torch and the ONNX runtimes."""
+    names = {
+        "eager": ("official", "torch eager"),
+        "ours_deployed": ("ours, deployed", "JAX"),
+        "torch_onnxruntime": ("official, exported by torch", "onnxruntime"),
+        "ours_onnxruntime": ("ours, exported", "onnxruntime"),
+        "int8_onnxruntime": ("ours, int8", "onnxruntime"),
+        "torch_openvino": ("official, exported by torch", "OpenVINO"),
+        "ours_openvino": ("ours, exported", "OpenVINO"),
+        "int8_openvino": ("ours, int8", "OpenVINO"),
+    }
+    rows = _rows("serving_cpu")
+    (model,) = {row["model"] for row in rows}
+    return _table(
+        [f"`{model}`", "runs in", *(f"batch {row['batch']}, ms" for row in rows)],
+        [[*words, *(f"{row['ms'][name]:.0f}" for row in rows)] for name, words in names.items()],
+    )
+
+
+def int8_digits() -> str:
+    """What int8 costs on the held-out digits."""
+    record = json.loads((RESULTS / "int8_digits.json").read_text())
+    names = {
+        "float32": "float32",
+        "onnxruntime": "int8, onnxruntime",
+        "openvino": "int8, OpenVINO",
+    }
+    return _table(
+        ["network", "digits right", "top-1", "same class as float32", "error of logits"],
+        [
+            [
+                names[row["network"]],
+                f"{row['right']} of {record['images']}",
+                f"{row['right'] / record['images']:.1%}",
+                f"{row['same_class']:.1%}",
+                f"{row['error']:.1%}" if row["error"] else "–",
+            ]
+            for row in record["rows"]
+        ],
+    )
+
+
 TABLES = {
+    "serving_cpu": serving_cpu,
+    "int8_digits": int8_digits,
     "estimate_recipes": estimate_recipes,
     "kills": kills,
     "kills_total": kills_total,

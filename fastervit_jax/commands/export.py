@@ -6,7 +6,8 @@ Each format is a directory with a `model.json`, which describes the input images
 
 - `stablehlo`: `program.stablehlo`, written by `jax.export` for CPU, CUDA and TPU, and its
   `weights.npz`. Runs in any process with JAX and flatbuffers, without this package.
-- `onnx`: `model.onnx`, converted by jax2onnx; runs in onnxruntime and others.
+- `onnx`: `model.onnx`, converted by jax2onnx (`onnx_graph.py`); runs in onnxruntime, OpenVINO and
+  others. Weights of more than 2 GB stand in a second file, `model.onnx.data`.
 - `saved_model`: a TensorFlow SavedModel, converted by JAX's own jax2tf.
 
 The network is deployed first (`model.deploy()`). The written program is read back, run and compared
@@ -16,7 +17,6 @@ with the model before it is moved to the output directory.
 import contextlib
 import importlib.util
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,8 +30,9 @@ from absl import flags
 from flax import nnx
 
 from fastervit_jax.commands.flags import define_weights_flags
+from fastervit_jax.commands.onnx_graph import write_onnx
 from fastervit_jax.models import FasterViT
-from fastervit_jax.models.layouts import traced_for, without_kernels
+from fastervit_jax.models.layouts import without_kernels
 from fastervit_jax.prediction import class_names
 
 TOLERANCE = 1e-4
@@ -128,22 +129,11 @@ def _write_onnx(
     function: Function, weights: Weights, shape: tuple[int, ...], directory: Path
 ) -> Run:
     import onnxruntime
-    from jax2onnx import to_onnx
 
-    # It warns about every constant without a stated type.
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    path = str(directory / "model.onnx")
-    with traced_for("any"):  # the converter reads a traced program
-        to_onnx(
-            lambda images: function(weights, images),
-            inputs=[("batch", *shape)],
-            input_names=["images"],
-            output_names=["logits"],
-            model_name="fastervit",
-            return_mode="file",
-            output_path=path,
-        )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    path = directory / "model.onnx"
+    size = sum(array.nbytes for array in weights)
+    write_onnx(lambda images: function(weights, images), shape, size, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: session.run(["logits"], {"images": images})[0]
 
 

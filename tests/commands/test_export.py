@@ -96,29 +96,60 @@ def test_onnx_in_an_environment_of_its_own(saved, tmp_path):
     """jax2onnx asks for an Orbax that is older than the newest; hence not beside the others."""
     run("-m", "venv", tmp_path / "environment")
     python = tmp_path / "environment" / "bin" / "python"
-    run(
-        "-m", "pip", "install", "--quiet", f"jax=={jax.__version__}", f"{ROOT}[onnx]", python=python
-    )
+    packages = (f"jax=={jax.__version__}", f"{ROOT}[onnx]", "openvino")
+    run("-m", "pip", "install", "--quiet", *packages, python=python)
     output = tmp_path / "exported"
     run(
         *("-m", "fastervit_jax", "export", "--format=onnx"),
         *(f"--weights={saved / 'weights'}", f"--output={output}"),
         python=python,
     )
-    load = """
+    assert sorted(path.name for path in output.iterdir()) == ["model.json", "model.onnx"]
+    differences = run("-c", LOAD_ONNX, output, saved / "expected.npz", python=python).split()
+    assert len(differences) == 6
+    assert all(float(difference) < 1e-4 for difference in differences)
+
+    # Operators with fast kernels, and no transpositions between the convolutions of a stage.
+    # Three transformer layers, two blocks of convolutions, three layers that downsample.
+    counts = json.loads(run("-c", COUNT_OPERATORS, output, python=python))
+    assert counts["Conv"] == 2 + 2 * 2 + 3 + 1  # stem, blocks, downsampling, carrier tokens
+    assert counts["Gelu"] == 2 + 3
+    assert counts["Softmax"] == 3
+    assert counts["LayerNormalization"] == 2 * 3 + 3
+    assert not {"Einsum", "Erf", "Exp", "Pad", "Sigmoid"} & set(counts)
+    assert counts["before the first norm"] == 2
+
+
+LOAD_ONNX = """
 import sys
 import numpy as np
 import onnxruntime
+import openvino
 
-session = onnxruntime.InferenceSession(f"{sys.argv[1]}/model.onnx")
+file = f"{sys.argv[1]}/model.onnx"
 expected = np.load(sys.argv[2])
+session = onnxruntime.InferenceSession(file)
+model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 for count in (1, 2, 5):
-    (logits,) = session.run(["logits"], {"images": expected["images"][:count]})
-    print(np.abs(logits - expected["logits"][:count]).max() / np.abs(expected["logits"]).max())
+    images = expected["images"][:count]
+    for logits in session.run(["logits"], {"images": images})[0], model({"images": images})[0]:
+        print(np.abs(logits - expected["logits"][:count]).max() / np.abs(expected["logits"]).max())
 """
-    differences = run("-c", load, output, saved / "expected.npz", python=python).split()
-    assert len(differences) == 3
-    assert all(float(difference) < 1e-4 for difference in differences)
+
+COUNT_OPERATORS = """
+import collections
+import json
+import sys
+import onnx
+
+nodes = onnx.load(f"{sys.argv[1]}/model.onnx").graph.node
+counts = collections.Counter(node.op_type for node in nodes)
+operators = [node.op_type for node in nodes]
+# One transposition takes the images, one makes the input of the first layer norm.
+first = operators[: operators.index("LayerNormalization")]
+counts["before the first norm"] = first.count("Transpose")
+print(json.dumps(counts))
+"""
 
 
 def test_saved_model(model, tmp_path):
