@@ -54,7 +54,12 @@ def quantize_onnxruntime(path: Path, images: np.ndarray, output: Path) -> None:
         images: images like those to serve, from which the ranges of activations are measured.
         output: the ONNX file to write.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Images(CalibrationDataReader):

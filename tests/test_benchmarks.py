@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -17,6 +18,7 @@ pytest.importorskip("torch", reason="the benchmarks time torch too")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import harness
 import inference
+import int8
 import limits
 import multiply_adds
 
@@ -68,6 +70,12 @@ def test_ratios_are_ours_over_theirs_in_speed():
         "ratio_eager": 0.4,
         "ratio_best": 0.5,
     }
+
+
+def test_agreement_of_logits():
+    expected = np.array([[3.0, 0, 0], [0, 4, 0]])
+    found = np.array([[3.0, 0, 0], [5, 4, 0]])
+    assert int8.agreement(found, expected) == (0.5, 1.0)
 
 
 def test_a_record_is_whole_after_every_row(tmp_path):
