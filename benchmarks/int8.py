@@ -98,9 +98,8 @@ def quantize_openvino(path: Path, images: np.ndarray, output: Path) -> None:
 
     model = openvino.Core().read_model(str(path))
     examples = nncf.Dataset([image[None] for image in images])
-    quantized = nncf.quantize(
-        model, examples, subset_size=len(images), model_type=nncf.ModelType.TRANSFORMER
-    )
+    # Without model_type=TRANSFORMER, which destroys this network (NOTES.md).
+    quantized = nncf.quantize(model, examples, subset_size=len(images))
     openvino.save_model(quantized, str(output), compress_to_fp16=False)
 
 
