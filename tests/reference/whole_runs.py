@@ -101,7 +101,8 @@ def main() -> None:
     root = options.workdir.resolve()
     root.mkdir(parents=True, exist_ok=True)
     write_digits(root / "digits")
-    changed = {} if options.epochs is None else {"epochs": options.epochs}
+    short = {"epochs": options.epochs, "warmup_epochs": 1}
+    changed = {} if options.epochs is None else short
     names = options.recipes.split(",")
     if "fine-tuning" in names:
         pretrain(root, changed)
