@@ -105,6 +105,7 @@ def test_traced_multiply_adds_of_known_products():
     assert multiply_adds.traced(jax.make_jaxpr(program)(*shapes).jaxpr) == convolution + product
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_network_are_all_of_it():
     """What each part's own program multiplies is what the whole does, and the count by hand."""
     config = variant_config(

@@ -34,6 +34,7 @@ def test_every_notebook_has_a_test():
     assert NOTEBOOKS == ["classify_and_look_at_attention.ipynb", "fine_tune_on_your_folder.ipynb"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("skimage"), reason="needs scikit-image")
 def test_classify_and_look_at_attention(tmp_path, monkeypatch):
     from fastervit_jax.weights.loading import describe

@@ -61,7 +61,13 @@ def test_multiply_adds_by_hand(name):
     assert round((count.per_image + count.per_pass) / 1e9, 2) == MEASURED_GMACS[name]
 
 
-@pytest.mark.parametrize("name", ["dino_4scale_faster_vit_0_224", "dino_5scale_faster_vit_4_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dino_4scale_faster_vit_0_224",
+        pytest.param("dino_5scale_faster_vit_4_224", marks=pytest.mark.slow),
+    ],
+)
 def test_multiply_adds_of_detectors(name):
     """By hand and in the traced program, part by part; padding of maps included."""
     config, size = dino_config(name, queries=50), (200, 333)

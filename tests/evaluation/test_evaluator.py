@@ -185,6 +185,7 @@ def fewest(share: Callable[[Timings], float], enough: float, **options) -> float
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader_share", [0.8, 1.25])
 def test_loader_and_device_work_at_once(loader_share):
     """One after the other would take 1.8 times as long as the slower of the two."""

@@ -7,7 +7,7 @@ import pytest
 from tests.faults import damaged_files
 
 SHORT = {
-    **{kind: range(40) for kind in damaged_files.IMAGES},
+    **{kind: range(20) for kind in damaged_files.IMAGES},
     "loader": range(2),
     "mask": range(20),
     "coco": range(20),

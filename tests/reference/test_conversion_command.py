@@ -81,6 +81,7 @@ def assert_stores(file, ema, model):
         np.testing.assert_array_equal(array, theirs.transpose(axes), err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_trained_network_goes_to_the_official_repository(workdir, tmp_path):
     path, plain, average = workdir
     file = tmp_path / "trained.pth.tar"

@@ -163,6 +163,7 @@ def test_label_subset(photographs, record_property):
     compare(ours, official, record_property)
 
 
+@pytest.mark.slow
 def test_deployed_network_gives_the_same_counts(photographs):
     whole, folded = (
         photographs.ours(f"folder:{photographs.folder}", CROPS[0], deploy=deploy)
@@ -177,6 +178,7 @@ BFLOAT16_LIMIT = 0.02
 """Error of bfloat16 logits, as a share of the largest (`test_bfloat16.py`)."""
 
 
+@pytest.mark.slow
 def test_bfloat16(photographs, record_property):
     """Answers change only where the two best logits are within bfloat16's error."""
     exact, rough = (

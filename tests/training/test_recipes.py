@@ -15,7 +15,7 @@ BIG = [
     name
     for name in NAMES
     if name.startswith(("faster_vit_", "finetune_", "dino_", "upernet_"))
-    or name in ("detect_folder", "segment_folder", "digits_recipe")
+    or name in ("detect_folder", "segment_folder", "digits_recipe", "detect_digits")
 ]
 # docs/reference/numbers.md, section 4:
 # optimizer, decay, MESA, its first epoch, warm-up epochs, drop path
