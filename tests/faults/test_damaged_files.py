@@ -12,7 +12,7 @@ SHORT = {
     "mask": range(20),
     "coco": range(20),
     "config": range(4),
-    "orbax": range(12),
+    "orbax": range(8),
 }
 
 

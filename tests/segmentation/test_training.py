@@ -86,6 +86,7 @@ def _step_on(devices: int, fsdp: int, *, ignore_all: bool = False):
     return jax.device_get(state), {name: float(value) for name, value in metrics.items()}
 
 
+@pytest.mark.slow
 def test_a_batch_without_labels_has_the_loss_0_and_says_so():
     state, metrics = _step_on(1, 1, ignore_all=True)
     assert metrics["loss"] == 0 and metrics["labeled"] == 0 and metrics["skipped"] == 0
