@@ -3,8 +3,9 @@
 #
 # For a machine with JAX, Flax, optax and torch for its GPU, and no network. What it lacks travels
 # as wheels in .whl/, which `bash benchmarks/gpu.sh wheels [PYTHON]` fetches beforehand, where there
-# is a network; PYTHON is the version on that machine, by default 3.12. Records go to $OUT, or benchmarks/results. `--tiny` as the first word rehearses the
-# script on any machine. Where the copy of the tree is no repository, COMMIT=… names the commit.
+# is a network; PYTHON is the version on that machine, by default 3.12. Records go to $OUT, or
+# benchmarks/results. `--tiny` as the first word rehearses the script on any machine. Where the copy
+# of the tree is no repository, COMMIT=… names the commit.
 set -u
 cd "$(dirname "$0")/.."
 if [ "${1:-}" = wheels ]; then

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 
 matplotlib.use("Agg")
 
@@ -65,11 +64,14 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for candidate, label in LABELS.items():
         # A model that was not measured leaves a gap in the line.
-        measured = dict.fromkeys((row["model"] for row in rows), float("nan"))
-        for row in rows:
-            if candidate in row:
-                measured[row["model"]] = max(row[candidate], np.nan_to_num(measured[row["model"]]))
-        models = sorted(measured, key=number_of)
+        models = sorted({row["model"] for row in rows}, key=number_of)
+        measured = {
+            model: max(
+                (row[candidate] for row in rows if row["model"] == model and candidate in row),
+                default=float("nan"),
+            )
+            for model in models
+        }
         if any(candidate in row for row in rows):
             rates = [measured[model] for model in models]
             accuracies = [PUBLISHED[number_of(model)] for model in models]

@@ -8,7 +8,7 @@ import jax
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _OLDEST_DRIVERS = {"13": 580, "12": 525}
-"""For each version of CUDA, the oldest driver that it works with (JAX's installation guide)."""
+"""For each version of CUDA, newest first, the oldest driver that it works with (JAX's guide)."""
 
 
 def why_idle(driver_file: Path = _DRIVER_FILE) -> str | None:
@@ -19,21 +19,22 @@ def why_idle(driver_file: Path = _DRIVER_FILE) -> str | None:
     Args:
         driver_file: where the driver states its version.
     """
-    if jax.config.values["jax_platforms"] or jax.default_backend() != "cpu":
-        return None
     try:
         version = re.search(r"Kernel Module.*?\s(\d+)\.([\d.]+)", driver_file.read_text())
     except OSError:
+        return None
+    if jax.config.values["jax_platforms"] or jax.default_backend() != "cpu":
         return None
     start = "This machine has an NVIDIA GPU, but JAX computes on the CPU"
     installed = [c for c in _OLDEST_DRIVERS if importlib.util.find_spec(f"jax_cuda{c}_plugin")]
     if not installed:
         return f"{start}: JAX is installed without CUDA. Run pip install 'fastervit-jax[gpu]'."
-    oldest = min(_OLDEST_DRIVERS[cuda] for cuda in installed)
-    if version and int(version[1]) < oldest:
+    cuda = installed[-1]
+    if version and int(version[1]) < _OLDEST_DRIVERS[cuda]:
+        works_with_12 = cuda != "12" and int(version[1]) >= _OLDEST_DRIVERS["12"]
         return (
-            f"{start}: the driver is {version[1]}.{version[2]}, and CUDA {installed[-1]} needs "
-            f"{oldest} or newer. Update the driver"
-            + (", or run pip install 'jax[cuda12]'." if oldest > 525 <= int(version[1]) else ".")
+            f"{start}: the driver is {version[1]}.{version[2]}, and CUDA {cuda} needs "
+            f"{_OLDEST_DRIVERS[cuda]} or newer. Update the driver"
+            + (", or run pip install 'jax[cuda12]'." if works_with_12 else ".")
         )
     return f"{start}. Run JAX_PLATFORMS=cuda python -c 'import jax; jax.devices()' for the reason."

@@ -7,9 +7,7 @@ erasing, the optimizer and the EMA are timm's, called as the official script cal
 asks for a GPU, so its loop is followed here. The last line of output is one JSON object.
 """
 
-import argparse
 import json
-import os
 import random
 import sys
 import time
@@ -21,6 +19,7 @@ import torch
 import tests.reference.conftest  # noqa: F401  (lets torchvision be imported)
 from fastervit_jax.models import VARIANTS
 from tests.reference.test_losses import official_kdloss
+from tests.reference.test_schedules import official_scheduler
 
 
 def run(options: dict) -> dict:
@@ -35,7 +34,6 @@ def run(options: dict) -> dict:
     import timm.optim
     import timm.utils
     from fastervit.models.faster_vit import FasterViT
-    from fastervit.scheduler.scheduler_factory import create_scheduler
 
     torch.set_num_threads(1)
     for seed in (random.seed, np.random.seed, torch.manual_seed):
@@ -54,7 +52,15 @@ def run(options: dict) -> dict:
     if options.get("weights"):
         load_what_fits(options["weights"], model, ema.module)
     training, validation = loaders(options)
-    scheduler, epochs = create_scheduler(schedule_arguments(options, len(training)), optimizer)
+    scheduler, epochs = official_scheduler(
+        optimizer,
+        epochs=options["epochs"],
+        warmup_epochs=options["warmup_epochs"],
+        cooldown_epochs=0,
+        data_len=len(training) * options["batch_size"],
+        batch_size=options["batch_size"],
+        world_size=1,
+    )
     cross_entropy, divergence = timm.loss.SoftTargetCrossEntropy(), official_kdloss()
     losses, mesa = [], []
     for epoch in range(epochs):
@@ -160,26 +166,6 @@ def loaders(options: dict):
     return training, validation
 
 
-def schedule_arguments(options: dict, steps: int) -> argparse.Namespace:
-    """Arguments of the official scheduler."""
-    return argparse.Namespace(
-        sched="cosine",
-        epochs=options["epochs"],
-        data_len=steps * options["batch_size"],
-        batch_size=options["batch_size"],
-        world_size=1,
-        warmup_epochs=options["warmup_epochs"],
-        cooldown_epochs=0,
-        warmup_lr=1e-6,
-        min_lr=5e-6,
-        lr_ep=False,
-        lr_cycle_mul=1.0,
-        lr_cycle_decay=1.0,
-        lr_cycle_limit=1,
-        lr_k_decay=1.0,
-    )
-
-
 def evaluate(model: torch.nn.Module, batches) -> dict[str, float]:
     """Accuracy in percent, and mean cross-entropy."""
     model.eval()
@@ -197,5 +183,4 @@ if __name__ == "__main__":
     started = time.monotonic()
     result = run(json.loads(sys.argv[1]))
     result["seconds"] = round(time.monotonic() - started, 1)
-    result["cores"] = len(os.sched_getaffinity(0))
     print(json.dumps(result))

@@ -14,26 +14,32 @@ scheduler_factory = pytest.importorskip("fastervit.scheduler.scheduler_factory")
 STEPS_PER_EPOCH = 312
 
 
+def official_scheduler(optimizer, **changes):
+    """The official scheduler with the recipe's arguments, but for changes; its number of epochs."""
+    arguments = {
+        "sched": "cosine",
+        "epochs": 310,
+        "data_len": 1281167,
+        "batch_size": 128,
+        "world_size": 32,
+        "cooldown_epochs": 10,
+        "warmup_lr": 1e-6,
+        "min_lr": 5e-6,
+        "lr_ep": False,
+        "lr_cycle_mul": 1.0,
+        "lr_cycle_decay": 1.0,
+        "lr_cycle_limit": 1,
+        "lr_k_decay": 1.0,
+    }
+    return scheduler_factory.create_scheduler(
+        argparse.Namespace(**{**arguments, **changes}), optimizer
+    )
+
+
 def official_rates(warmup_epochs, updates):
     """Rates that the official scheduler sets before the given 1-based updates."""
-    args = argparse.Namespace(
-        sched="cosine",
-        epochs=310,
-        data_len=1281167,
-        batch_size=128,
-        world_size=32,
-        warmup_epochs=warmup_epochs,
-        cooldown_epochs=10,
-        warmup_lr=1e-6,
-        min_lr=5e-6,
-        lr_ep=False,
-        lr_cycle_mul=1.0,
-        lr_cycle_decay=1.0,
-        lr_cycle_limit=1,
-        lr_k_decay=1.0,
-    )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.005)
-    scheduler, epochs = scheduler_factory.create_scheduler(args, optimizer)
+    scheduler, epochs = official_scheduler(optimizer, warmup_epochs=warmup_epochs)
     assert epochs == 320
     rates = []
     for update in updates:

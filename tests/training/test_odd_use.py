@@ -88,7 +88,7 @@ def test_fewer_images_than_a_batch(one_image):
 
 @pytest.mark.slow
 def test_one_image_per_class_and_another_batch_size_at_resume(one_image, capsys):
-    """A changed batch size is refused by name; where it is allowed, steps go on to be counted."""
+    """A changed batch size is refused by name; where it is allowed, the count of steps goes on."""
     other = one_image / "images" / "中"
     other.mkdir()
     Image.new("RGB", (30, 50), (200, 0, 0)).save(other / "0.png")
