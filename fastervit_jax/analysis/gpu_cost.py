@@ -11,8 +11,8 @@ docs/benchmarks.md compares these estimates with measurements.
 import dataclasses
 import math
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 
 from fastervit_jax.analysis import hlo
 from fastervit_jax.analysis.chips import Gpu
@@ -177,35 +177,48 @@ def _kernels(program, steps: list[Executed], arrays, gpu: Gpu) -> tuple[list[Ker
 def _bytes(program: Program, instruction: Instruction, arrays) -> int:
     """Returns the bytes that a kernel reads and writes.
 
-    A fusion may read only a slice of an operand, or write only a slice of its result in place.
+    The workspace of a library's kernel is not counted. A fusion may read only a part of an operand,
+    or write only a slice of its result in place.
     """
+    results = instruction.results
+    if instruction.target.startswith((_MATMUL, _CONVOLUTION)) and len(results) > 1:
+        results = results[:-1]
     if instruction.opcode != "fusion":
         read = sum(array.bytes for name in instruction.operands for array in arrays[name])
-        return read + sum(array.bytes for array in instruction.results)
+        return read + sum(array.bytes for array in results)
     body = program.computations[instruction.calls("calls")]
-    parameters = {int(i.argument): i.name for i in body if i.opcode == "parameter"}
-    total = 0
-    for index, operand in enumerate(instruction.operands):
-        whole = sum(array.bytes for array in arrays[operand])
-        total += min(whole, _read(body, parameters[index], whole, arrays))
-    return total + sum(_written(_named(body, name), arrays) for name in _outputs(body[-1]))
+    read = sum(_read(body, arrays))
+    return read + sum(_written(_named(body, name), arrays) for name in _outputs(body[-1]))
 
 
-def _read(body: tuple[Instruction, ...], name: str, whole: int, arrays) -> int:
-    """Returns the bytes that a fusion reads of one of its values."""
-    total = 0
-    for user in body:
-        if name not in user.operands:
-            continue
-        if user.opcode in ("bitcast", "reshape", "get-tuple-element"):
-            total += _read(body, user.name, whole, arrays)
-        elif user.opcode in _SLICES and user.operands[0] == name:
-            total += sum(array.bytes for array in user.results)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-            continue  # written in place
-        else:
-            return whole
-    return total
+def _read(body: tuple[Instruction, ...], arrays) -> Iterator[int]:
+    """The bytes that a fusion reads of each of its parameters.
+
+    A fusion computes what its outputs need. The needs go backward from the outputs and from slices;
+    each of them needs a part of its own of every array that it is computed from.
+    """
+    needs: dict[str, dict[str, float]] = defaultdict(dict)
+    for name in _outputs(body[-1]):
+        needs[name][name] = math.inf
+    for user in reversed(body):
+        if user.opcode == "parameter":
+            whole = sum(array.bytes for array in arrays[user.name])
+            size = sum(array.size for array in arrays[user.name])
+            yield math.ceil(whole * min(1.0, sum(needs[user.name].values()) / max(size, 1)))
+        for index, operand in enumerate(user.operands):
+            if user.opcode == "dynamic-update-slice" and index == 0:
+                continue  # written in place
+            needs[operand].update(_needs(user, index, needs[user.name], arrays))
+
+
+def _needs(user: Instruction, index: int, need: dict[str, float], arrays) -> dict[str, float]:
+    """How many elements of an operand each part of an instruction's result needs."""
+    size = sum(array.size for array in user.results)
+    if user.opcode in _SLICES and index == 0:
+        return {user.name: min(size, sum(need.values()))}
+    # A sum needs as many times more elements as it takes together.
+    ratio = max(1.0, sum(array.size for array in arrays[user.operands[index]]) / max(size, 1))
+    return {part: elements * ratio for part, elements in need.items()}
 
 
 def _outputs(root: Instruction) -> tuple[str, ...]:

@@ -14,13 +14,17 @@ GPU_OPTIONS: dict[str, bool | str] = {
 }
 
 
+def is_gpu(mesh: Mesh) -> bool:
+    """Returns whether the devices of a mesh are GPUs."""
+    return mesh.devices.flat[0].platform in ("gpu", "cuda")
+
+
 def compiler_options(mesh: Mesh) -> dict[str, bool | str]:
     """What to give `jax.jit(…, compiler_options=…)` for the devices of a mesh.
 
     An option that the environment variable `XLA_FLAGS` names is left to it.
     """
-    platform = mesh.devices.flat[0].platform
-    if platform not in ("gpu", "cuda"):
+    if not is_gpu(mesh):
         return {}
     flags = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in GPU_OPTIONS.items() if name not in flags}

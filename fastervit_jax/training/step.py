@@ -14,6 +14,7 @@ from fastervit_jax.parallel.compiler import compiler_options
 from fastervit_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from fastervit_jax.parallel.partition import GatheredModel
 from fastervit_jax.runs.state import TrainState
+from fastervit_jax.training.few_kernels import share_operands
 from fastervit_jax.training.task import Batch, Metrics, Objective
 
 
@@ -54,6 +55,7 @@ def make_train_step(
         prepare_key, loss_key = jax.random.split(key)
         prepared = objective.prepare(prepare_key, batch, mesh)
         gradients, (metrics, statistics) = _gradients(state, prepared, loss_key)
+        gradients, statistics = share_operands((gradients, statistics), mesh)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
 
         metrics["gradient_norm"] = optax.tree.norm(gradients)

@@ -91,6 +91,56 @@ def test_a_fusion_reads_the_slice_that_it_uses_and_writes_in_place():
     assert slow == pytest.approx(kernel.seconds + 2e-6 + 1e-3)
 
 
+@pytest.mark.parametrize(
+    "body, read",
+    [
+        # A slice of a square: only what the slice needs, once.
+        (
+            """  %s = f32[64,100]{1,0} multiply(%p, %p)
+  ROOT %r = f32[4,100]{1,0} slice(%s), slice={[0:4], [0:100]}""",
+            4 * 100,
+        ),
+        # A sum needs all that it takes together, and the sum of a slice no more than the slice.
+        ("  ROOT %r = f32[64]{0} reduce(%p, %z), dimensions={1}, to_apply=%add", 64 * 100),
+        (
+            """  %s = f32[64,100]{1,0} negate(%p)
+  %t = f32[4,100]{1,0} slice(%s), slice={[0:4], [0:100]}
+  ROOT %r = f32[4]{0} reduce(%t, %z), dimensions={1}, to_apply=%add""",
+            4 * 100,
+        ),
+        # Both halves together are the whole.
+        (
+            """  %s = f32[64,100]{1,0} negate(%p)
+  %t = f32[32,100]{1,0} slice(%s), slice={[0:32], [0:100]}
+  %u = f32[32,100]{1,0} slice(%s), slice={[32:64], [0:100]}
+  ROOT %r = f32[32,100]{1,0} add(%t, %u)""",
+            64 * 100,
+        ),
+    ],
+)
+def test_a_fusion_reads_what_its_result_needs(body, read):
+    fused = f"""%fused (p: f32[64,100], z: f32[]) -> f32[] {{
+  %p = f32[64,100]{{1,0}} parameter(0)
+  %z = f32[] parameter(1)
+{body}
+}}
+"""
+    result = body.split("ROOT %r = ")[1].split()[0]
+    cost = _cost(
+        f"""  %a = f32[64,100]{{1,0}} parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %f = {result} fusion(%a, %b), kind=kLoop, calls=%fused""",
+        fused,
+    )
+    scalar = 4 if "%z)" in body else 0
+    written = 4 * hlo.parse(f"ENTRY %m {{\n{fused}}}").computations["fused"][-1].results[0].size
+    assert cost.bytes == 4 * read + scalar + written
+
+
+def test_the_workspace_of_a_product_is_not_written():
+    assert _cost(MATMUL).bytes == 2 * (8192 * 4096 + 4096 * 2048 + 8192 * 2048)
+
+
 ATTENTION = """\
   %qkv = bf16[512,53,3,8,32]{4,3,2,1,0} parameter(0)
   %bias = f32[8,53,53]{2,1,0} parameter(1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from fastervit_jax.models.layers import fitted_gelu, gelu
+from fastervit_jax.models.layers import fitted_gelu, gelu, tanh_gelu
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 2e-15), (np.float32, 8e-7)])
@@ -35,6 +35,18 @@ def test_every_bfloat16():
     assert np.all(np.abs(values - exact) <= 3e-5 + 2.0**-8 * np.abs(exact))
     slope = norm.cdf(x) + x * norm.pdf(x)
     assert np.all(np.abs(slopes - slope) <= 3e-4 + 2.0**-8 * np.abs(slope))
+
+
+def test_the_tanh_form_and_its_gradient():
+    """What GPUs compute: within 5e-4; its slope within 2e-3."""
+    x = np.linspace(-9, 9, 36001).astype(np.float32)
+    values, pullback = jax.vjp(tanh_gelu, jnp.asarray(x))
+    (slopes,) = pullback(jnp.full_like(values, 3))
+    x = x.astype(np.float64)
+    np.testing.assert_allclose(values, x * norm.cdf(x), atol=5e-4, rtol=0)
+    np.testing.assert_allclose(slopes / 3, norm.cdf(x) + x * norm.pdf(x), atol=2e-3, rtol=0)
+    _, plain = jax.vjp(lambda x: jax.nn.gelu(x, approximate=True), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(slopes, plain(jnp.full_like(values, 3))[0], atol=1e-6, rtol=0)
 
 
 def test_the_fit_is_as_good_as_it_says():
