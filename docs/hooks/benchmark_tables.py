@@ -294,21 +294,29 @@ def gpu_step() -> str:
 
 
 def _estimates(program: str, measured: dict[int, float]) -> str:
+    before = {
+        row["model"]: row
+        for row in _rows("gpu_estimate_before")
+        if row["program"] == ("step" if program == "step" else "deployed")
+    }
     lines = []
     for row in _rows(f"gpu_estimate_{program}"):
+        old = before[row["model"]]
         took = measured.get(int(row["model"].split("_")[2]))
         lines.append(
             [
                 f"`{row['model']}`",
-                f"{row['kernels']:,}",
-                f"{row['moved_gb']:.1f}",
-                "unknown" if row["ms"] is None else f"{row['ms']:.1f} to {row['longest_ms']:.1f}",
+                f"{old['kernels']:,} → {row['kernels']:,}",
+                f"{old['moved_gb']:.1f} → {row['moved_gb']:.1f}",
+                f"{old['memory_gb']:.1f} → {row['memory_gb']:.1f}",
+                f"{old['ms']:.1f} to {old['longest_ms']:.1f}",
+                f"{row['ms']:.1f} to {row['longest_ms']:.1f}",
+                f"{row['longest_ms'] / old['longest_ms']:.2f}",
                 "–" if took is None else f"{took:.1f}",
-                _ratio(took / row["longest_ms"] if took and row["longest_ms"] else None),
             ]
         )
-    columns = ["model", "kernels", "GB moved", "estimate, ms", "measured, ms"]
-    return _table([*columns, "measured / longer estimate"], lines)
+    columns = ["model", "kernels", "GB moved", "memory, GB", "estimate before, ms"]
+    return _table([*columns, "estimate now, ms", "now / before", "measured, ms"], lines)
 
 
 def gpu_estimate_forward() -> str:

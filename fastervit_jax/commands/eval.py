@@ -16,6 +16,7 @@ from fastervit_jax.commands.flags import (
     define_decoding_flags,
     define_host_flags,
     define_model_flags,
+    define_scales_flag,
     print_result,
 )
 from fastervit_jax.data.paths import write_whole
@@ -65,7 +66,10 @@ def command() -> Callable[[list[str]], None]:
         lower_bound=1,
     )
     num_workers = flags.DEFINE_integer(
-        "num_workers", 0, "Number of processes that decode images.", lower_bound=0
+        "num_workers",
+        0,
+        "Number of processes that decode images. Segmenters use threads instead.",
+        lower_bound=0,
     )
     dtype = flags.DEFINE_enum(
         "dtype",
@@ -82,7 +86,7 @@ def command() -> Callable[[list[str]], None]:
     mode = flags.DEFINE_enum(
         "mode", None, ["slide", "whole"], "Segmenters: sliding windows, or the whole image."
     )
-    scales = flags.DEFINE_list("scales", None, "Segmenters: factors on the image size, averaged.")
+    scales = define_scales_flag(None)
     flip = flags.DEFINE_bool("flip", None, "Segmenters: also average over mirrored images.")
     json_file = flags.DEFINE_string(
         "json", None, "JSON file for the result, accuracy per class, confusions and calibration."
@@ -173,6 +177,8 @@ def command() -> Callable[[list[str]], None]:
         from fastervit_jax.segmentation import report as segmentation_report
         from fastervit_jax.segmentation.run import evaluate_weights as evaluate_segmenter_weights
 
+        if num_workers.value:
+            options.say("--num_workers has no effect: segmenters decode images in threads.")
         evaluate_other(
             evaluate_segmenter_weights,
             segmentation_report,
@@ -180,7 +186,7 @@ def command() -> Callable[[list[str]], None]:
             options,
             batch_size=batch_size.value or 8,
             mode=mode.value,
-            scales=[float(scale) for scale in scales.value] if scales.value else None,
+            scales=scales(),
             flip=flip.value,
         )
 

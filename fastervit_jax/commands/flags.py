@@ -125,6 +125,23 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
     return options
 
 
+def define_scales_flag(default: list[str] | None) -> Callable[[], list[float] | None]:
+    """Defines `--scales`, the factors on the image size that segmenters average over.
+
+    Returns:
+        A function that returns the factors. Call it after the flags are parsed.
+    """
+    scales = flags.DEFINE_list(
+        "scales", default, "Segmenters: factors on the image size, averaged."
+    )
+
+    def factors() -> list[float] | None:
+        given = scales.value
+        return [_converted("scales", text, float) for text in given] if given else None
+
+    return factors
+
+
 def define_weights_flags() -> Callable[[], FasterViT]:
     """Defines --model, --weights and the flags that change a named network.
 

@@ -16,7 +16,11 @@ from typing import Any, cast
 import numpy as np
 from absl import flags
 
-from fastervit_jax.commands.flags import define_decoding_flags, define_weights_flags
+from fastervit_jax.commands.flags import (
+    define_decoding_flags,
+    define_scales_flag,
+    define_weights_flags,
+)
 from fastervit_jax.data.images import Decoding, decode_rgb
 from fastervit_jax.models import family_of
 from fastervit_jax.prediction import ClassMap, DetectedObjects, Prediction, predict
@@ -183,7 +187,7 @@ def command() -> Callable[[list[str]], None]:
     mode = flags.DEFINE_enum(
         "mode", "slide", ["slide", "whole"], "Segmenters: sliding windows, or the whole image."
     )
-    scales = flags.DEFINE_list("scales", ["1"], "Segmenters: factors on the image size.")
+    scales = define_scales_flag(["1"])
     flip = flags.DEFINE_bool("flip", False, "Segmenters: also average over mirrored images.")
     picture = flags.DEFINE_string("picture", None, "PNG file to draw images and answers to.")
 
@@ -202,7 +206,7 @@ def command() -> Callable[[list[str]], None]:
             transparency=transparency.value,
             exif=exif.value,
             mode=cast(Any, mode.value),
-            scales=[float(scale) for scale in scales.value],
+            scales=scales() or [1.0],
             flip=flip.value,
         )
         task = family_of(model.name).task
