@@ -183,12 +183,17 @@ ONE_GRAPH = GRAPHS | {
 CONCURRENT = ONE_GRAPH | {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 """Kernels that do not need each other may run at the same time."""
 
+UNPADDED = CUBLASLT | {"xla_disable_hlo_passes": "cublas-pad-for-gemms"}
+"""As in `parallel/compiler.py`: products of 53 rows are not padded to 56."""
+
 FORWARD = [
     # model, batch, deployed, levers, options of the compiler
     (0, 128, True, ALL, CUBLASLT),
     (0, 1, True, ALL, GRAPHS),
     (0, 1, True, ALL, ONE_GRAPH),
-    (0, 1, True, ALL, CONCURRENT),
+    (0, 1, True, ALL, UNPADDED | GRAPHS),
+    (0, 1, True, ALL, UNPADDED | ONE_GRAPH),
+    (0, 1, True, ALL, UNPADDED | CONCURRENT),
     (4, 128, True, ALL, CUBLASLT),
     (4, 128, True, (*ALL, "padded"), CUBLASLT),
     (5, 128, True, ALL, CUBLASLT),
@@ -322,6 +327,7 @@ def logits_in_float32():
 def named(options: dict[str, Any]) -> str:
     """Compiler options in a few words."""
     words = " cublaslt" if "xla_gpu_enable_cublaslt" in options else ""
+    words += " unpadded" if "xla_disable_hlo_passes" in options else ""
     recorded = options.get("xla_gpu_enable_command_buffer", "")
     words += " one graph" if "CONVOLUTION" in recorded else " graphs" if recorded else ""
     concurrent = options.get("xla_gpu_command_buffer_scheduling_mode") == "CONCURRENT"

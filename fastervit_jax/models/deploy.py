@@ -15,11 +15,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fastervit_jax.models.layers import BatchNorm, Dropout, DropPath, Linear, full_precision
+from fastervit_jax.models.layers import (
+    BatchNorm,
+    DepthwiseConv3x3,
+    Dropout,
+    DropPath,
+    Linear,
+    full_precision,
+)
 
 if TYPE_CHECKING:
     from fastervit_jax.models.fastervit import FasterViT
     from fastervit_jax.models.stage import AttentionStage
+
+
+_MOST_STORED_TOKENS = 128
+"""Windows of up to so many tokens have their bias stored as it is added, tokens² numbers per head.
+For larger ones it is made of a table, which is smaller."""
 
 
 class Constant(nnx.Variable):
@@ -53,8 +65,39 @@ class Computed(nnx.Module):
     def __init__(self, value: jax.Array):
         self.value = Constant(value)
 
-    def __call__(self, _) -> jax.Array:
+    def __call__(self, coordinates) -> jax.Array:
+        if len(coordinates) != len(self.value):
+            raise _other_size()
         return self.value[...]
+
+
+class StoredBias(nnx.Module):
+    """Takes the place of a `RelativePositionBias`.
+
+    Attributes:
+        value: the bias, [heads, T, T].
+        side: side of the square that the last of the T tokens form. More or fewer tokens in front
+            of it have zero bias.
+    """
+
+    def __init__(self, value: jax.Array, side: int):
+        self.value = Constant(value)
+        self.side = side
+
+    def __call__(self, tokens: int, side: int) -> jax.Array:
+        """As of `RelativePositionBias`."""
+        if side != self.side:
+            raise _other_size()
+        more = tokens - self.value.shape[-1]
+        first, in_front = max(-more, 0), (max(more, 0), 0)
+        return jnp.pad(self.value[...][:, first:, first:], ((0, 0), in_front, in_front))
+
+
+def _other_size() -> ValueError:
+    return ValueError(
+        "Invalid image size: the model was deployed for another one. Use "
+        "model.at_resolution((height, width)).deploy()."
+    )
 
 
 def deployed(model: FasterViT) -> FasterViT:
@@ -121,16 +164,22 @@ def _fold_last_norm(model: FasterViT) -> None:
 def _compute_positions(stage: AttentionStage) -> None:
     """Replaces the networks of position embeddings and biases by their outputs."""
     rows, columns = stage.geometry.window_grid
+    window = stage.window_size
     for block in stage.blocks:
-        carrier_side = math.isqrt(block.ct_size**2 * rows * columns)
-        positions: list[Any] = [
-            (block.window_position, stage.window_size),
-            (block.window_layer.attention.position_bias, stage.window_size),
-        ]
-        if block.carrier_layer is not None:
-            positions.append((block.carrier_layer.attention.position_bias, carrier_side))
+        own = block.ct_size**2 if block.carrier_layer is not None else 0
+        carriers = own * rows * columns
+        positions: list[Any] = [(block.window_position, window)]
         if block.carrier_position is not None:
-            positions.append((block.carrier_position, carrier_side))
+            positions.append((block.carrier_position, math.isqrt(carriers)))
+        layers = [(block.window_layer, own + window**2, window)]
+        if block.carrier_layer is not None:
+            layers.append((block.carrier_layer, carriers, math.isqrt(carriers)))
+        for layer, tokens, side in layers:
+            bias = layer.attention.position_bias
+            if tokens <= _MOST_STORED_TOKENS:
+                layer.attention.position_bias = StoredBias(bias(tokens, side), side)
+            else:
+                positions.append((bias, side))
         for position, side in positions:
             position.network = Computed(position.network(position.coordinates(side)))
 
@@ -138,7 +187,8 @@ def _compute_positions(stage: AttentionStage) -> None:
 def make_constant(model: nnx.Module) -> None:
     """Turns every array into a constant, and every dropout into nothing.
 
-    Kernels get the type of the computation, which a call would convert them to.
+    Kernels and biases get the type of the computation, which a call would convert them to. The
+    depthwise convolution takes its bias as it is.
     """
     for _, module in nnx.iter_modules(model):
         for name, value in list(vars(module).items()):
@@ -146,6 +196,13 @@ def make_constant(model: nnx.Module) -> None:
                 setattr(module, name, Identity())
             elif isinstance(value, nnx.Variable):
                 array = value[...]
-                if name == "kernel" and isinstance(module, nnx.Linear | nnx.Conv):
+                if name in _converted(module):
                     array = array.astype(module.dtype)
                 setattr(module, name, Constant(array))
+
+
+def _converted(module: nnx.Module) -> tuple[str, ...]:
+    """The arrays that a layer converts to the type of the computation."""
+    if isinstance(module, DepthwiseConv3x3):
+        return ("kernel",)
+    return ("kernel", "bias") if isinstance(module, nnx.Linear | nnx.Conv) else ()

@@ -16,6 +16,10 @@ CASES = {
         "faster_vit_0_any_res",
         dict(resolution=(100, 170), layer_norm_last=True),
     ),
+    "large windows": (
+        "faster_vit_0_any_res",
+        dict(resolution=(224, 448), window_size=(7, 7, 14, 7)),
+    ),
     "pooled features": ("faster_vit_0_224", dict(num_classes=0, hat=(False,) * 4)),
 }
 
@@ -62,6 +66,42 @@ def test_position_networks_are_gone():
     deployed = small_model().deploy()
     names = {path[-2] for path, _ in nnx.to_flat_state(nnx.state(deployed))}
     assert "hidden" not in names and "out" not in names and "network" in names
+
+
+def test_large_biases_stay_tables():
+    """A bias of 14² + 4 tokens has 40,000 numbers per head, its table 27²."""
+    name, options = CASES["large windows"]
+    deployed = small_model(name, **options).deploy()
+    attention = deployed.stages[2].blocks[0].window_layer.attention
+    assert attention.position_bias.network.value.shape == (27**2, 8)
+    attention = deployed.stages[3].blocks[0].window_layer.attention
+    assert attention.position_bias.value.shape == (16, 49, 49)
+
+
+def test_any_size():
+    """The backbone of a detector takes images of other sizes.
+
+    Deployed, it does where its positions fit. One window has no carrier tokens at all.
+    """
+    options = dict(pad_all_stages=True, depths=(1, 1, 2, 1))
+    model = small_model("faster_vit_0_any_res", **options)
+    deployed = model.deploy()
+    for shape in ((1, 100, 128, 3), (1, 64, 40, 3), (1, 128, 192, 3)):
+        images = jax.random.normal(jax.random.key(0), shape)
+        logits, _ = outputs(model, images)
+        np.testing.assert_allclose(outputs(deployed, images)[0], logits, atol=1e-5)
+    with pytest.raises(ValueError, match="the model was deployed for another one"):
+        outputs(deployed, jnp.zeros((1, 192, 192, 3)))
+
+
+def test_biases_of_a_type():
+    """What a call would convert is converted: a GPU would start a kernel for each bias."""
+    deployed = small_model(dtype=jnp.bfloat16).deploy()
+    types = {
+        path[-2:]: variable[...].dtype for path, variable in nnx.to_flat_state(nnx.state(deployed))
+    }
+    assert types["conv1", "bias"] == types["qkv", "bias"] == types["qkv", "kernel"] == jnp.bfloat16
+    assert types["convolution", "bias"] == types["head", "bias"] == jnp.float32
 
 
 def test_another_head():
