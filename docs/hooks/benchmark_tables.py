@@ -308,15 +308,14 @@ def _estimates(program: str, measured: dict[int, float]) -> str:
                 f"`{row['model']}`",
                 f"{old['kernels']:,} → {row['kernels']:,}",
                 f"{old['moved_gb']:.1f} → {row['moved_gb']:.1f}",
-                f"{old['memory_gb']:.1f} → {row['memory_gb']:.1f}",
                 f"{old['ms']:.1f} to {old['longest_ms']:.1f}",
-                f"{row['ms']:.1f} to {row['longest_ms']:.1f}",
-                f"{row['longest_ms'] / old['longest_ms']:.2f}",
+                f"{row['ms']:.1f} to {row['longest_ms']:.1f} "
+                f"({row['longest_ms'] / old['longest_ms']:.2f})",
                 "–" if took is None else f"{took:.1f}",
             ]
         )
-    columns = ["model", "kernels", "GB moved", "memory, GB", "estimate before, ms"]
-    return _table([*columns, "estimate now, ms", "now / before", "measured, ms"], lines)
+    columns = ["model", "kernels", "GB moved", "estimate before, ms", "estimate now, ms"]
+    return _table([*columns, "measured, ms"], lines)
 
 
 def gpu_estimate_forward() -> str:

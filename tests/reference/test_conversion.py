@@ -166,7 +166,7 @@ def open_source_of(directory):
 
 def test_no_average_to_take(state, file):
     torch.save({"state_dict": state, "epoch": 3}, file)
-    with pytest.raises(ValueError, match="no EMA\. Its keys are state_dict, epoch"):
+    with pytest.raises(ValueError, match=r"no EMA\. Its keys are state_dict, epoch"):
         convert_checkpoint(NAME, file, file.parent / "out", ema=True, **SMALL)
 
 

@@ -114,9 +114,9 @@ def test_batches_show_the_records(data_dir):
         ("tfds:photo graphs@train", "Invalid data set tfds:"),
         ("tfds:imagenet2012@train", "imagenet2012 is not prepared in .* Prepare it there"),
         ("tfds:photographs:2.0.0@train", "photographs:2.0.0 is not prepared in"),
-        ("tfds:photographs@val", "has no split 'val'\. Choose from test, train, validation"),
+        ("tfds:photographs@val", r"has no split 'val'\. Choose from test, train, validation"),
         ("tfds:photographs@train[zz]", r"has no split 'train\[zz\]'"),
-        ("tfds:photographs@train[:0]", "has no images\. Use a larger slice"),
+        ("tfds:photographs@train[:0]", r"has no images\. Use a larger slice"),
     ],
 )
 def test_a_wrong_specification_is_explained(data_dir, spec, says):
@@ -152,12 +152,12 @@ def change_info(folder, change):
         (
             lambda folder: next(folder.glob("*train.array_record*")).unlink(),
             OSError,
-            "record 0 .* missing or damaged\. Copy or prepare the data set again",
+            r"record 0 .* missing or damaged\. Copy or prepare the data set again",
         ),
         (
             lambda folder: os.truncate(next(folder.glob("*train.array_record*")), 1000),
             OSError,
-            "record 0 .* missing or damaged\. Copy or prepare the data set again",
+            r"record 0 .* missing or damaged\. Copy or prepare the data set again",
         ),
     ],
     ids=["tfrecord", "broken description", "missing file", "truncated file"],
