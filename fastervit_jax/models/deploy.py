@@ -171,7 +171,7 @@ def _compute_positions(stage: AttentionStage) -> None:
         positions: list[Any] = [(block.window_position, window)]
         if block.carrier_position is not None:
             positions.append((block.carrier_position, math.isqrt(carriers)))
-        layers = [(block.window_layer, own + window**2, window)]
+        layers: list[tuple[Any, int, int]] = [(block.window_layer, own + window**2, window)]
         if block.carrier_layer is not None:
             layers.append((block.carrier_layer, carriers, math.isqrt(carriers)))
         for layer, tokens, side in layers:
@@ -190,6 +190,7 @@ def make_constant(model: nnx.Module) -> None:
     Kernels and biases get the type of the computation, which a call would convert them to. The
     depthwise convolution takes its bias as it is.
     """
+    module: Any
     for _, module in nnx.iter_modules(model):
         for name, value in list(vars(module).items()):
             if isinstance(value, Dropout | DropPath):
