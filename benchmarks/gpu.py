@@ -22,15 +22,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fastervit_jax.parallel.compiler import GPU_OPTIONS
+
 START = float(os.environ.get("GPU_START", time.time()))
 LEVERS = {
-    "kernel": "by_kernel",
-    "rows": "rows",
-    "gelu": "tanh_gelu",
+    "kernel": ("by_kernel",),
+    "rows": ("rows",),
+    "gelu": ("tanh_gelu", "recomputed_gelu"),
 }
 """What GPUs compute differently: short names, and the names of the functions in `models`."""
 
-CUBLASLT = {"xla_gpu_enable_cublaslt": True, "xla_gpu_enable_triton_gemm": False}
 ROUNDS, SECONDS = 5, 0.25
 
 
@@ -156,7 +157,7 @@ def only(levers: tuple[str, ...]) -> None:
 
     original = getattr(layouts, "_original", layouts.by_platform)
     layouts._original = original
-    names = {LEVERS[lever] for lever in levers if lever in LEVERS}
+    names = {name for lever in levers for name in LEVERS.get(lever, ())}
 
     def by_platform(*args, default, **branches):
         if "cuda" in branches and branches["cuda"].__name__ not in names:
@@ -167,42 +168,48 @@ def only(levers: tuple[str, ...]) -> None:
 
 
 ALL = tuple(LEVERS)
-GRAPHS = {
-    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE,"
-    "DYNAMIC_SLICE_FUSION",
-    "xla_gpu_graph_min_graph_size": 1,
-}
-"""Records everything but convolutions as CUDA graphs, which are launched as a whole."""
+RECORDED = GPU_OPTIONS["xla_gpu_enable_command_buffer"]
 
-ONE_GRAPH = GRAPHS | {
-    "xla_gpu_enable_command_buffer": GRAPHS["xla_gpu_enable_command_buffer"] + ",CONVOLUTION"
+TRITON = {
+    name: value
+    for name, value in GPU_OPTIONS.items()
+    if "cublaslt" not in name and "gemm" not in name
 }
-"""Convolutions as well. XLA does not do this by default, because it cannot record all of them
-(openxla/xla, pull request 34572)."""
+"""As the trainer compiles, except that XLA's own kernels compute the products."""
+
+ONE_GRAPH = GPU_OPTIONS | {"xla_gpu_enable_command_buffer": f"{RECORDED},CONVOLUTION"}
+"""Convolutions are recorded in CUDA graphs as well. XLA does not do this by default, because it
+cannot record all of them (openxla/xla, pull request 34572)."""
 
 CONCURRENT = ONE_GRAPH | {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 """Kernels that do not need each other may run at the same time."""
 
-UNPADDED = CUBLASLT | {"xla_disable_hlo_passes": "cublas-pad-for-gemms"}
-"""As in `parallel/compiler.py`: products of 53 rows are not padded to 56."""
+NOT_PADDED = {"xla_disable_hlo_passes": "cublas-pad-for-gemms"}
+"""Products of 53 rows are not padded to 56, nor heads of 49 channels to 56."""
+
+NO_GRAPHS = {name: value for name, value in GPU_OPTIONS.items() if "command_buffer" not in name}
 
 FORWARD = [
     # model, batch, deployed, levers, options of the compiler
-    (0, 128, True, ALL, CUBLASLT),
-    (0, 1, True, ALL, GRAPHS),
+    (0, 128, True, ALL, GPU_OPTIONS),
+    (0, 1, True, ALL, GPU_OPTIONS),
     (0, 1, True, ALL, ONE_GRAPH),
-    (0, 1, True, ALL, UNPADDED | GRAPHS),
-    (0, 1, True, ALL, UNPADDED | ONE_GRAPH),
-    (0, 1, True, ALL, UNPADDED | CONCURRENT),
-    (4, 128, True, ALL, CUBLASLT),
-    (4, 128, True, (*ALL, "padded"), CUBLASLT),
-    (5, 128, True, ALL, CUBLASLT),
-    (6, 128, True, ALL, CUBLASLT),
-    (0, 128, True, ALL, CUBLASLT | ONE_GRAPH),
+    (0, 1, True, ALL, GPU_OPTIONS | NOT_PADDED),
+    (0, 1, True, ALL, ONE_GRAPH | NOT_PADDED),
+    (0, 1, True, ALL, CONCURRENT | NOT_PADDED),
+    (0, 1, True, ALL, TRITON),
+    (4, 128, True, ALL, GPU_OPTIONS),
+    (4, 128, True, (*ALL, "padded"), GPU_OPTIONS),
+    ("4_21k", 64, True, ALL, GPU_OPTIONS),
+    ("4_21k", 64, True, ALL, GPU_OPTIONS | NOT_PADDED),
+    (5, 128, True, ALL, GPU_OPTIONS),
+    (6, 128, True, ALL, GPU_OPTIONS),
+    (0, 128, True, ALL, NO_GRAPHS),
+    (0, 128, True, ALL, ONE_GRAPH),
     (0, 128, True, (), {}),
-    (2, 128, True, ALL, CUBLASLT),
-    (1, 128, True, ALL, CUBLASLT),
-    (3, 128, True, ALL, CUBLASLT),
+    (2, 128, True, ALL, GPU_OPTIONS),
+    (1, 128, True, ALL, GPU_OPTIONS),
+    (3, 128, True, ALL, GPU_OPTIONS),
 ]
 
 
@@ -327,7 +334,7 @@ def logits_in_float32():
 def named(options: dict[str, Any]) -> str:
     """Compiler options in a few words."""
     words = " cublaslt" if "xla_gpu_enable_cublaslt" in options else ""
-    words += " unpadded" if "xla_disable_hlo_passes" in options else ""
+    words += " not padded" if "xla_disable_hlo_passes" in options else ""
     recorded = options.get("xla_gpu_enable_command_buffer", "")
     words += " one graph" if "CONVOLUTION" in recorded else " graphs" if recorded else ""
     concurrent = options.get("xla_gpu_command_buffer_scheduling_mode") == "CONCURRENT"
@@ -521,7 +528,7 @@ def ours_step(arguments, record: Record, lock: Path) -> Iterator[Callable[[], Ca
     record.set(**settings())
     for number in (0,) if arguments.tiny else (0, 3):
         yield lambda number=number: our_step(
-            number, 128, (*ALL, "shared"), CUBLASLT, tiny=arguments.tiny
+            number, 128, (*ALL, "shared"), NO_GRAPHS, tiny=arguments.tiny
         )
 
 
@@ -529,10 +536,10 @@ def ours_step_graphs(arguments, record: Record, lock: Path) -> Iterator[Callable
     """The same with CUDA graphs, in several ways; the last one without operands that are shared."""
     record.set(**settings())
     for levers, options in [
-        ((*ALL, "shared"), CUBLASLT | GRAPHS),
-        ((*ALL, "shared"), CUBLASLT | ONE_GRAPH),
-        ((*ALL, "shared"), CUBLASLT | CONCURRENT),
-        (ALL, CUBLASLT | GRAPHS),
+        ((*ALL, "shared"), GPU_OPTIONS),
+        ((*ALL, "shared"), ONE_GRAPH),
+        ((*ALL, "shared"), CONCURRENT),
+        (ALL, GPU_OPTIONS),
     ][: 1 if arguments.tiny else None]:
         yield lambda levers=levers, options=options: our_step(
             0, 128, levers, options, tiny=arguments.tiny
@@ -545,10 +552,11 @@ def our_step(number: int, batch: int, levers, options, *, tiny: bool) -> Candida
     import training_step
 
     from fastervit_jax.training import step as training
+    from fastervit_jax.training.few_kernels import share_operands
 
     only(levers)
-    if "shared" not in levers:
-        training.share_operands = lambda tree, mesh: tree
+    shared = "shared" in levers
+    training.share_operands = share_operands if shared else lambda tree, mesh: tree
     batch = 2 if tiny else batch
     images, labels = random_batch(batch)
     on_gpu = jax.default_backend() == "gpu"

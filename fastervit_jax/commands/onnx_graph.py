@@ -119,7 +119,7 @@ def _attention(self: transformer.Attention, x: jax.Array, side: int, rngs=None) 
 
 
 _LAYERS: tuple[tuple[Any, str, Callable], ...] = (
-    (transformer, "gelu", _gelu),
+    (transformer, "mlp_gelu", _gelu),
     (conv_block, "gelu", _gelu),
     (Linear, "__call__", _linear),
     (transformer.Attention, "__call__", _attention),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _MOST_STORED_TOKENS = 128
 """Windows of up to so many tokens have their bias stored as it is added, tokens² numbers per head.
-For larger ones it is made of a table, which is smaller."""
+For larger ones every call computes it from its table, which is smaller."""
 
 
 class Constant(nnx.Variable):
@@ -95,8 +95,8 @@ class StoredBias(nnx.Module):
 
 def _other_size() -> ValueError:
     return ValueError(
-        "Invalid image size: the model was deployed for another one. Use "
-        "model.at_resolution((height, width)).deploy()."
+        "Invalid image size: the model was deployed for another one. Build the model for this "
+        "size, or use model.at_resolution((height, width)), and deploy that."
     )
 
 
@@ -197,7 +197,7 @@ def make_constant(model: nnx.Module) -> None:
                 setattr(module, name, Identity())
             elif isinstance(value, nnx.Variable):
                 array = value[...]
-                if name in _converted(module):
+                if name in _converted(module) and module.dtype is not None:
                     array = array.astype(module.dtype)
                 setattr(module, name, Constant(array))
 

@@ -147,14 +147,20 @@ class DepthwiseConv3x3(nnx.Conv):
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, x·Φ(x), where Φ is the normal distribution function (torch's default).
 
-    Computed in float32 or wider. bfloat16 inputs use `fitted_gelu`, because erf is slow on TPUs,
-    or `tanh_gelu` on GPUs (benchmarks/NOTES.md). Their errors are smaller than bfloat16's rounding
-    of most values.
+    Computed in float32 or wider. bfloat16 inputs use `fitted_gelu`, because erf is slow on TPUs
+    (benchmarks/NOTES.md). Its error is smaller than bfloat16's rounding of most values.
     """
     if x.dtype == jnp.bfloat16:
-        return layouts.by_platform(x, cuda=tanh_gelu, default=fitted_gelu)
+        return layouts.by_platform(x, cuda=recomputed_gelu, default=fitted_gelu)
     wide = x.astype(full_precision(x.dtype))
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def mlp_gelu(x: jax.Array) -> jax.Array:
+    """`gelu` of a linear layer's output; on GPUs in bfloat16 by `tanh_gelu`."""
+    if x.dtype == jnp.bfloat16:
+        return layouts.by_platform(x, cuda=tanh_gelu, default=fitted_gelu)
+    return gelu(x)
 
 
 def fitted_gelu(x: jax.Array) -> jax.Array:
@@ -169,21 +175,34 @@ def fitted_gelu(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def tanh_gelu(x: jax.Array) -> jax.Array:
-    """GELU by a tanh, within 5e-4. A product on a GPU computes it without a pass of its own.
+def recomputed_gelu(x: jax.Array) -> jax.Array:
+    """`fitted_gelu`, whose gradient needs no array but x."""
+    return fitted_gelu(x)
 
-    The gradient computes the tanh again from x. XLA would store a second array otherwise.
+
+@jax.custom_vjp
+def tanh_gelu(x: jax.Array) -> jax.Array:
+    """GELU by the usual tanh form, within 5e-4; the gradient is that of `recomputed_gelu`.
+
+    cuBLASLt computes it in float32 with the product before it, without a pass of its own. XLA finds
+    the form only in the type of the product.
     """
     return jax.nn.gelu(x, approximate=True)
 
 
-def _tanh_gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    # Without the barrier, XLA keeps the tanh of the forward pass, which then needs its own pass.
+def _gradient_from(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    # Without the barrier, XLA stores the tanh of the forward pass.
     x = jax.lax.optimization_barrier(x)
-    return jax.vjp(lambda x: jax.nn.gelu(x, approximate=True), x)[1](gradient)
+    slope = jax.grad(lambda x: fitted_gelu(x).sum())(x.astype(full_precision(x.dtype)))
+    return ((gradient * slope).astype(x.dtype),)
 
 
-tanh_gelu.defvjp(lambda x: (tanh_gelu(x), x), _tanh_gelu_backward)
+tanh_gelu.defvjp(lambda x: (tanh_gelu(x), x), _gradient_from)
+recomputed_gelu.defvjp(
+    lambda x: (recomputed_gelu(x), x),
+    # Without this barrier, the batch norm before it would read a gradient stored in float32.
+    lambda x, gradient: jax.lax.optimization_barrier(_gradient_from(x, gradient)),
+)
 
 
 def one_pass_variance(dtype) -> bool:

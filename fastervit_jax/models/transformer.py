@@ -11,9 +11,9 @@ from fastervit_jax.models.layers import (
     Dropout,
     DropPath,
     full_precision,
-    gelu,
     layer_norm,
     linear,
+    mlp_gelu,
 )
 from fastervit_jax.models.layouts import attend, merge_heads, split_heads
 from fastervit_jax.models.position import RelativePositionBias
@@ -76,7 +76,7 @@ class Mlp(nnx.Module):
 
     @jax.named_scope("mlp")
     def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = self.dropout(gelu(self.expand(x)), rngs=rngs)
+        x = self.dropout(mlp_gelu(self.expand(x)), rngs=rngs)
         return self.dropout(self.contract(x), rngs=rngs)
 
 

@@ -1,4 +1,4 @@
-"""Options of the compiler that pay on a platform (measured: benchmarks/NOTES.md)."""
+"""Options of the compiler that made programs faster on a platform (benchmarks/NOTES.md)."""
 
 import os
 
@@ -8,9 +8,6 @@ GPU_OPTIONS: dict[str, bool | str] = {
     # Products by cuBLASLt, which adds the bias and computes the GELU without a pass of its own.
     "xla_gpu_enable_cublaslt": True,
     "xla_gpu_enable_triton_gemm": False,
-    # Rows of tokens are not padded to a multiple of 8, which takes a pass before and after. Only
-    # the widths of layers need it, and have it.
-    "xla_disable_hlo_passes": "cublas-pad-for-gemms",
     # CUDA graphs of everything but collectives: a step starts a thousand kernels.
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE,"
     "DYNAMIC_SLICE_FUSION",

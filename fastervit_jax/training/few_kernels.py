@@ -2,7 +2,7 @@
 
 XLA starts one or more kernels for each array, and a network has hundreds of small arrays. Starting
 a kernel then takes longer than its work. XLA merges loops over arrays of one shape into one kernel,
-up to some ten arrays, if they read a common array of that shape. This module gives them one.
+about ten arrays at a time, if they read a common array of that shape. This module gives them one.
 """
 
 import jax
