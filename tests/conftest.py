@@ -27,6 +27,15 @@ _LONG = {"test_run", "test_step", "test_trajectory", "test_conversion_command", 
 _LONG |= {"test_workers", "test_parity", "test_evaluator"}
 
 
+def pytest_configure(config):
+    """Has programs compiled without optimization, in half the time: few of them run for long.
+
+    Except for `make test-slow`, whose programs run for minutes.
+    """
+    if config.option.markexpr != "slow":
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
 def pytest_collection_modifyitems(items):
     """Puts the long files first (with xdist's own order by number of tests switched off)."""
     items.sort(key=lambda item: item.path.stem not in _LONG)

@@ -7,14 +7,30 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from flax import nnx
 
+from tests.small.network import small_model
 from tests.small.run import ROOT
 
 THERE = (f"jax=={jax.__version__}", "flax", "optax", "orbax-checkpoint", "torch==2.13.0")
 THERE += ("huggingface_hub", "pillow", "pyyaml", "safetensors")
 NOT_THERE = ("grain", "ml_collections", "tensorflow_datasets", "timm", "fastervit")
 WORKERS = ("ours", "theirs", "ours_step", "theirs_step", "ours_step_graphs")
+
+
+def test_padded_channels(monkeypatch):
+    """A candidate of the script: 12 channels of the first stage become 16."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu
+
+    plain, padded = (small_model(dim=12).deploy() for _ in range(2))
+    gpu.pad_first_stage(padded)
+    assert padded.stem.conv2.kernel.shape[-1] == 16
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+    run = nnx.jit(lambda model, images: model.stages[0](model.stem(images)))
+    np.testing.assert_allclose(run(padded, images), run(plain, images), atol=1e-5, rtol=0)
 
 
 def _run(*command, **options) -> str:

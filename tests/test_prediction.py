@@ -21,7 +21,6 @@ from fastervit_jax.data.imagenet_names import IMAGENET_NAMES, NAME_OF_SYNSET
 from fastervit_jax.evaluation.imagenet_classes import imagenet_1k
 from fastervit_jax.prediction import class_names
 from fastervit_jax.weights.loading import describe
-from tests.models.conftest import quick_compilation  # noqa: F401
 from tests.small.network import small_model
 
 

@@ -16,7 +16,6 @@ import fastervit_jax.commands.export
 from fastervit_jax import save_model
 from fastervit_jax.commands.export import export_model
 from fastervit_jax.weights.loading import describe
-from tests.models.conftest import quick_compilation  # noqa: F401
 from tests.small.network import small_model
 
 ROOT = Path(__file__).parents[2]

