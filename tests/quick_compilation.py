@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-# What a program does matters in these tests and not its speed, so LLVM need not optimize it.
+# What a program does matters in these tests and not its speed, so LLVM need not optimise it.
 QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
 
 
@@ -21,11 +21,6 @@ def quickest_compilation() -> dict:
     except jax.errors.JaxRuntimeError:
         return QUICK_COMPILATION
     return options
-
-
-def quickest_flags() -> str:
-    """The same for the environment variable `XLA_FLAGS`."""
-    return " ".join(f"--{name}={value}".lower() for name, value in quickest_compilation().items())
 
 
 def quick_jit(function, **options):

@@ -294,24 +294,33 @@ def gpu_step() -> str:
 
 
 def _estimates(program: str, measured: dict[int, float]) -> str:
-    before = {
-        row["model"]: row
-        for row in _rows("gpu_estimate_before")
-        if row["program"] == ("step" if program == "step" else "deployed")
-    }
+    """A table of the programs before the changes for GPUs, of those measured, and of today's."""
+
+    def of(question: str) -> dict[str, dict]:
+        return {row["model"]: row for row in _rows(question) if row["program"] == program}
+
+    def times(row: dict) -> str:
+        if row["ms"] is None:
+            return f"over {row['known_ms']:.1f}"
+        return f"{row['ms']:.1f} to {row['longest_ms']:.1f}"
+
+    before, then = of("gpu_estimate_before"), of("gpu_estimate_measured")
     lines = []
-    for row in _rows(f"gpu_estimate_{program}"):
-        old = before[row["model"]]
-        took = measured.get(int(row["model"].split("_")[2]))
+    for name, row in of(f"gpu_estimate_{'step' if program == 'step' else 'forward'}").items():
+        old, now, took = before[name], times(row), "–"
+        if row["ms"] is not None:
+            now += f" ({row['longest_ms'] / old['longest_ms']:.2f})"
+        if name in then:
+            ms = measured[int(name.split("_")[2])]
+            took = f"{ms:.1f} ({ms / then[name]['longest_ms']:.2f})"
         lines.append(
             [
-                f"`{row['model']}`",
+                f"`{name}`",
                 f"{old['kernels']:,} → {row['kernels']:,}",
                 f"{old['moved_gb']:.1f} → {row['moved_gb']:.1f}",
-                f"{old['ms']:.1f} to {old['longest_ms']:.1f}",
-                f"{row['ms']:.1f} to {row['longest_ms']:.1f} "
-                f"({row['longest_ms'] / old['longest_ms']:.2f})",
-                "–" if took is None else f"{took:.1f}",
+                times(old),
+                now,
+                took,
             ]
         )
     columns = ["model", "kernels", "GB moved", "estimate before, ms", "estimate now, ms"]
@@ -321,7 +330,7 @@ def _estimates(program: str, measured: dict[int, float]) -> str:
 def gpu_estimate_forward() -> str:
     """Estimates of the deployed forward pass of 128 images on an H100, beside measurements."""
     rows = [row for row in _gpu("ours") if row["batch"] == 128 and "step" not in row["name"]]
-    return _estimates("forward", _fastest_by_model(rows))
+    return _estimates("deployed", _fastest_by_model(rows))
 
 
 def gpu_estimate_step() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.quick_compilation import quickest_flags
+from tests.quick_compilation import quickest_compilation
 from tests.small import killed_run
 from tests.small.run import as_flags
 
@@ -83,7 +83,9 @@ def write_images(root: Path) -> None:
 def environment(cache: Path) -> dict[str, str]:
     """As `killed_run.environment`, with programs that are compiled sooner still."""
     variables = killed_run.environment(cache)
-    return variables | {"XLA_FLAGS": f"{variables['XLA_FLAGS']} {quickest_flags()}"}
+    for option, value in quickest_compilation().items():
+        variables["XLA_FLAGS"] += f" --{option}={str(value).lower()}"
+    return variables
 
 
 def command(workdir: Path, data: Path, **changes) -> list[str]:

@@ -14,7 +14,6 @@ from fastervit_jax.data.sources.digits import write_digits
 from fastervit_jax.models.pure_model import arrays_of
 from fastervit_jax.runs.workdir import load_trained
 from fastervit_jax.training.reporting import read_metrics
-from tests.quick_compilation import quickest_flags
 from tests.small.run import FLAGS, ROOT, as_flags
 
 
@@ -34,7 +33,8 @@ def _train(workdir, data_dir, **changes) -> str:
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     command = ["train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
     command += [f"--config.data.data_dir={data_dir}", *as_flags({**FLAGS, **changes})]
-    return _output(*command, XLA_FLAGS=quickest_flags())
+    # Compiling takes longer than the few steps: it need not optimise.
+    return _output(*command, XLA_FLAGS="--xla_backend_optimization_level=0")
 
 
 def _evaluate(*flags) -> dict:
