@@ -86,9 +86,8 @@ GLOO = re.compile(
 )
 
 
-def test_two_processes_give_the_same(small, tmp_path, monkeypatch):
+def test_two_processes_give_the_same(small, tmp_path):
     """eval.py on two hosts of four devices each, which talk over 127.0.0.1."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     flags = [
         *(f"--weights={small.weights}", f"--dataset={small.spec}", "--batch_size=16"),
         *("--crop_fraction=0.875", "--crop_mode=center"),

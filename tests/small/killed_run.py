@@ -78,12 +78,13 @@ def command(workdir: Path, data: Path, **changes) -> list[str]:
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:
     """Variables for such a process: CPU devices, and where compiled programs are kept."""
-    count = f"--xla_force_host_platform_device_count={devices}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={devices}"
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         # A step takes a minute to optimise and a second to run.
-        "XLA_FLAGS": f"{count} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

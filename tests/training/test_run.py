@@ -17,6 +17,10 @@ from fastervit_jax.training.reporting import read_metrics
 from tests.small.run import FLAGS, ROOT, as_flags
 
 
+def _one_device() -> str:
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+
+
 def _output(*command, **environment) -> str:
     """What a command of this project prints; it must end well."""
     return subprocess.run(
@@ -33,8 +37,7 @@ def _train(workdir, data_dir, **changes) -> str:
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     command = ["train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
     command += [f"--config.data.data_dir={data_dir}", *as_flags({**FLAGS, **changes})]
-    # Compiling takes longer than the few steps: it need not optimise.
-    return _output(*command, XLA_FLAGS="--xla_backend_optimization_level=0")
+    return _output(*command, XLA_FLAGS=_one_device())
 
 
 def _evaluate(*flags) -> dict:
