@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fastervit_jax.models.deploy import Constant
+from fastervit_jax.models.deploy import Constant, make_constant
 from fastervit_jax.models.layers import BatchNorm
 from tests.small.network import small_model
 
@@ -99,6 +99,13 @@ def test_biases_of_a_type():
     }
     assert types["conv1", "bias"] == types["qkv", "bias"] == types["qkv", "kernel"] == jnp.bfloat16
     assert types["convolution", "bias"] == types["head", "bias"] == jnp.float32
+
+
+def test_a_layer_without_a_type():
+    """It computes in the type of its arrays and input, so its arrays stay as they are."""
+    layer = nnx.Linear(2, 2, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    make_constant(layer)
+    assert layer.kernel[...].dtype == layer.bias[...].dtype == jnp.bfloat16
 
 
 def test_another_head():
