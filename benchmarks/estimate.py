@@ -173,7 +173,7 @@ def main() -> None:
                     lowered = make(program, name, arguments.batch, mesh)
                 begin = time.perf_counter()
                 try:
-                    compiled = lowered.compile()
+                    compiled = lowered.compile(topology.compiler_options(devices[0]))
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise

@@ -24,17 +24,20 @@ class Compilation:
 
     Args:
         lowered: what `jax.jit(…).lower(…)` returns.
+        options: options of the compiler, besides those of `jax.jit`.
     """
 
-    def __init__(self, lowered: Any):
+    def __init__(self, lowered: Any, options: dict[str, Any] | None = None):
         self._directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._lowered = lowered
+        self._options = options or {}
         self._future: Future[Any] = Future()
         # A daemon, so that a command may end without waiting for the compiler.
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         options = {"xla_dump_to": self._directory.name, "xla_dump_hlo_as_text": True}
+        options |= self._options
         try:
             self._future.set_result(self._lowered.compile(compiler_options=options))
         except BaseException as error:

@@ -191,7 +191,7 @@ def compile_for(
         lowered, state = lower_step(task, config, mesh)
         say(f"Compiling it for {mesh.size} × {device.device_kind}.")
         begin = time.perf_counter()
-        compilation = Compilation(lowered)
+        compilation = Compilation(lowered, topology.compiler_options(device))
         total = compilation.memory_bytes()
         if total is not None:
             arguments = _bytes_a_device(state) + _batch_bytes(task, config) // shards

@@ -181,6 +181,12 @@ def test_memory_is_known_before_the_program():
     assert compilation.memory_bytes() is None  # the report is removed
 
 
+def test_options_reach_the_compiler():
+    lowered = jax.jit(lambda a: a + 1).lower(1.0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        Compilation(lowered, {"xla_no_such_option": 1}).result()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda13_plugin") is None,
