@@ -168,16 +168,12 @@ def only(levers: tuple[str, ...]) -> None:
 
 
 ALL = tuple(LEVERS)
-RECORDED = GPU_OPTIONS["xla_gpu_enable_command_buffer"]
+GRAPHS = "xla_gpu_enable_command_buffer"
 
-TRITON = {
-    name: value
-    for name, value in GPU_OPTIONS.items()
-    if "cublaslt" not in name and "gemm" not in name
-}
+TRITON = {GRAPHS: GPU_OPTIONS[GRAPHS]}
 """As the trainer compiles, except that XLA's own kernels compute the products."""
 
-ONE_GRAPH = GPU_OPTIONS | {"xla_gpu_enable_command_buffer": f"{RECORDED},CONVOLUTION"}
+ONE_GRAPH = GPU_OPTIONS | {GRAPHS: f"{GPU_OPTIONS[GRAPHS]},CONVOLUTION"}
 """Convolutions are recorded in CUDA graphs as well. XLA does not do this by default, because it
 cannot record all of them (openxla/xla, pull request 34572)."""
 
@@ -187,7 +183,7 @@ CONCURRENT = ONE_GRAPH | {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"
 NOT_PADDED = {"xla_disable_hlo_passes": "cublas-pad-for-gemms"}
 """Products of 53 rows are not padded to 56, nor heads of 49 channels to 56."""
 
-NO_GRAPHS = {name: value for name, value in GPU_OPTIONS.items() if "command_buffer" not in name}
+NO_GRAPHS = {name: value for name, value in GPU_OPTIONS.items() if name != GRAPHS}
 
 FORWARD = [
     # model, batch, deployed, levers, options of the compiler
@@ -335,7 +331,7 @@ def named(options: dict[str, Any]) -> str:
     """Compiler options in a few words."""
     words = " cublaslt" if "xla_gpu_enable_cublaslt" in options else ""
     words += " not padded" if "xla_disable_hlo_passes" in options else ""
-    recorded = options.get("xla_gpu_enable_command_buffer", "")
+    recorded = options.get(GRAPHS, "")
     words += " one graph" if "CONVOLUTION" in recorded else " graphs" if recorded else ""
     concurrent = options.get("xla_gpu_command_buffer_scheduling_mode") == "CONCURRENT"
     return words + (" concurrent" if concurrent else "")

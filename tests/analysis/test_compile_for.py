@@ -18,6 +18,7 @@ from fastervit_jax.analysis.compile_report import describe
 from fastervit_jax.analysis.multiply_adds import multiply_adds
 from fastervit_jax.runs.config import model_config
 from fastervit_jax.runs.recipes import load_recipe
+from tests.gpu_compiler import needs_gpu_compiler
 from tests.small.run import ROOT
 
 needs_libtpu = pytest.mark.skipif(
@@ -188,10 +189,7 @@ def test_options_reach_the_compiler():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs the GPU compiler: pip install jax-cuda13-plugin jax-cuda13-pjrt",
-)
+@needs_gpu_compiler
 def test_train_py_compiles_for_gpus_without_training(tmp_path):
     command = [sys.executable, "train.py", "--config=configs/smoke.py", "--compile_for=h100:2"]
     command += ["--config.batch_size=32", "--config.group_size=16"]
